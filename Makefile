@@ -1,0 +1,43 @@
+# make quickstart   train, score and report one experiment: no account, no server
+# make up           start a Prefect server and a worker here, and deploy what deployment.yaml schedules
+# make down         stop them; flow runs commit first
+# make deploy       deploy again, after a change of deployment.yaml
+# make test         run every test
+# make check        format, lint, types, import contracts
+# make clean        remove the virtual environment and caches (never runs/)
+
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+
+.PHONY: quickstart up down deploy test check install clean
+
+quickstart: $(VENV)/.installed
+	$(BIN)/rl-research train experiment=cartpole_ppo
+
+up down deploy: $(VENV)/.installed
+	$(BIN)/rl-research $@
+
+test: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest $(ARGS)
+
+check: $(VENV)/.installed-dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+install: $(VENV)/.installed-dev
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 10) and 'rl_research needs Python 3.10 or newer; choose one with: make PYTHON=python3.11 ...')"
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
