@@ -1,0 +1,134 @@
+"""Checkpoints to and from another store."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from rl_research.checkpoints.manifest import FOLDER, INTENT, MANIFEST, REPLAY, Checkpoint, text_of
+from rl_research.config import Config, compose, validated
+from rl_research.description.sections import Storage
+from rl_research.errors import CheckpointDamaged, ConfigError
+from rl_research.storage import TIMEOUT, Store, below
+from rl_research.utils.files import make_durable, sha256
+
+
+def upload(
+    checkpoint: Checkpoint, store: Store, confirm: Callable[[], None] = lambda: None
+) -> Checkpoint:
+    """Copy a local *checkpoint* to *store*: files first, then the manifest.
+
+    *confirm* is called before the first change and before the manifest; it raises where this process
+    may not write there (any more).
+
+    A retry sends only what is missing. Where *store* has other files at this step, its manifest goes
+    first, so that no reader ever sees a manifest beside files that are not its own.
+    """
+    confirm()
+    text = text_of(checkpoint.manifest)
+    manifest, intent = f"{checkpoint.name}/{MANIFEST}", f"{checkpoint.name}/{INTENT}"
+    theirs = _files_of(store, manifest)
+    ours = {**checkpoint.manifest["files"]}
+    continued = theirs == ours or _content(store, intent) == text
+    if not continued:
+        store.remove(manifest)
+    if theirs != ours:
+        store.write(intent, text)  # anew in a retry, too: pruning spares what a young one names
+    there = _sizes(checkpoint, store, continued)
+    missing = [path for path, (size, _) in checkpoint.paths().items() if there.get(path) != size]
+    store.put_files({path: Path(checkpoint.store.path(path)) for path in missing})
+    confirm()
+    store.write(manifest, text)
+    store.remove(intent)
+    return Checkpoint(store, checkpoint.name, checkpoint.manifest)
+
+
+def _sizes(checkpoint: Checkpoint, store: Store, continued: bool) -> dict[str, int]:
+    """What *store* has of *checkpoint* that is known to be its own, with sizes; two listings."""
+    folders = [checkpoint.name] if continued else []
+    if checkpoint.shared:
+        folders.append(REPLAY)  # a segment's name holds its hash
+    return {f"{top}/{name}": size for top in folders for name, size in store.sizes(top).items()}
+
+
+def is_in(checkpoint: Checkpoint, store: Store) -> bool:
+    """Whether *store* has this very checkpoint, with every word of its manifest."""
+    return _content(store, f"{checkpoint.name}/{MANIFEST}") == text_of(checkpoint.manifest)
+
+
+def download(
+    checkpoint: Checkpoint, run_dir: Path, on_bytes: Callable[[int], None] = lambda count: None
+) -> Checkpoint:
+    """Copy *checkpoint* into the run folder *run_dir*, verified; the manifest last.
+
+    What is there already is not fetched again, and a file that was cut off goes on where it stopped.
+    *on_bytes* is told how many bytes are there more.
+    """
+    store = Store(run_dir / FOLDER)
+    for path, (size, expected) in checkpoint.paths().items():
+        target = run_dir / FOLDER / path
+        if not (store.size(path) == size and sha256(target) == expected):
+            part = target.with_name(f".{target.name}.{expected[:12]}.tmp")
+            _fetch(checkpoint.store, path, part, size, expected)
+            make_durable(part)
+            part.replace(target)
+            make_durable(target.parent)
+        on_bytes(size)
+    store.write(f"{checkpoint.name}/{MANIFEST}", text_of(checkpoint.manifest))
+    return Checkpoint(store, checkpoint.name, checkpoint.manifest)
+
+
+def _fetch(source: Store, path: str, part: Path, size: int, expected: str) -> None:
+    """Make *part* hold *path*; what an earlier try has left there is gone on from."""
+    there = part.stat().st_size if part.exists() else 0
+    if 0 < there < size:
+        with part.open("ab") as out:
+            for piece in source.pieces(path, size, there):
+                out.write(piece)
+        if sha256(part) == expected:
+            return
+    if source.get(path, part) != expected:
+        part.unlink()
+        raise CheckpointDamaged(f"{source.address(path)}: its SHA-256 is not the manifest's")
+
+
+def remote_store(
+    url: str, options: Mapping[str, Any], run_id: str, timeout: float = TIMEOUT
+) -> Store:
+    """Where the run *run_id* keeps its checkpoints below *url*."""
+    return Store(below(url, f"{run_id}/{FOLDER}"), options, timeout)
+
+
+def store_of(config: Config) -> Store | None:
+    """Where the run that *config* names keeps its checkpoints besides its folder, if anywhere."""
+    section = config.storage
+    if section.url is None or config.run_id is None:
+        return None
+    return remote_store(section.url, section.options, config.run_id, section.timeout)
+
+
+def storage_among(overrides: Iterable[str]) -> Storage:
+    """The storage that *overrides* describe, where nothing else is taken; `ConfigError`."""
+    lines = list(overrides)
+    for line in lines:
+        if not line.lstrip("+").startswith(("storage.options.", "storage.url=")):
+            raise ConfigError(
+                f"'{line}': a checkpoint brings its own configuration; only storage.url=URL and "
+                "storage.options.KEY=VALUE are taken here."
+            )
+    return validated(Config, compose(lines)).storage  # no algorithm is checked, nor imported
+
+
+def _content(store: Store, name: str) -> bytes | None:
+    return None if store.size(name) is None else store.read(name)
+
+
+def _files_of(store: Store, manifest: str) -> Any:
+    """The files that the manifest in *store* vouches for, None if it has none that can be read."""
+    text = _content(store, manifest)
+    try:
+        return None if text is None else json.loads(text)["files"]
+    except (ValueError, LookupError, TypeError):
+        return None

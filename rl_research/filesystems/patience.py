@@ -1,0 +1,95 @@
+"""How long a transfer may stand still: while bytes move, however slowly, it is left alone."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+_LOOKS = 8  # how often within the patience the progress is looked at
+
+
+class Progress:
+    """The bytes of a transfer that have moved; stands where fsspec takes a callback."""
+
+    def __init__(self) -> None:
+        self.moved = 0
+
+    def set_size(self, size: int | None) -> None:
+        """Told by clients; of no interest here."""
+
+    def relative_update(self, inc: int = 1) -> None:
+        """*inc* more bytes."""
+        self.moved += inc
+
+    def absolute_update(self, value: int) -> None:
+        """*value* bytes in all."""
+        self.moved = value
+
+    def body(self, data: bytes) -> io.BytesIO:
+        """*data* as the body of a request, which counts as it is read towards the network."""
+        return _Body(data, self)
+
+
+class _Body(io.BytesIO):
+    def __init__(self, data: bytes, progress: Progress):
+        super().__init__(data)
+        self._progress = progress
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        piece = super().read(size)
+        self._progress.relative_update(len(piece))
+        return piece
+
+
+async def unless_stalled(work: Callable[[], Awaitable[T]], progress: Progress, seconds: float) -> T:
+    """The result of *work*, cancelled with `TimeoutError` when *progress* stood still for *seconds*.
+
+    Looks are counted, not seconds: a machine that slept or computed meanwhile has not waited.
+    """
+    task = asyncio.ensure_future(work())
+    moved, idle = progress.moved, 0
+    try:
+        while idle < _LOOKS:
+            done, _ = await asyncio.wait({task}, timeout=seconds / _LOOKS)
+            if done:
+                return await task
+            idle = idle + 1 if progress.moved == moved else 0
+            moved = progress.moved
+        raise TimeoutError(f"no progress in {seconds:g} seconds")
+    finally:
+        await _ended(task)
+
+
+def until_stalled(progress: Progress, seconds: float) -> Callable[[], float]:
+    """How many seconds are left, asked again and again, until *progress* stood still for *seconds*."""
+    moved, since = progress.moved, time.monotonic()
+
+    def left() -> float:
+        nonlocal moved, since
+        if progress.moved != moved:
+            moved, since = progress.moved, time.monotonic()
+        return since + seconds - time.monotonic()
+
+    return left
+
+
+async def all_or_first_error(jobs: Sequence[Callable[[], Awaitable[Any]]]) -> None:
+    """Do *jobs* side by side; the first error cancels the others and is raised when they have ended."""
+    tasks = [asyncio.ensure_future(job()) for job in jobs]
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            await _ended(task)
+
+
+async def _ended(task: asyncio.Future[Any]) -> None:
+    if not task.done():
+        task.cancel()
+        with suppress(asyncio.CancelledError, Exception):
+            await task

@@ -1,0 +1,11 @@
+"""What may go from folders of runs and from stores, and how it goes.
+
+Three things go: checkpoints that a run's own retention does not keep, orphans (files of no manifest that
+are older than a grace period), and, under a disk budget, the heavy parts of finished runs that lie
+elsewhere, too. A run that a process has open is left alone, and so is what no rule here knows.
+"""
+
+from rl_research.pruning.places import prune_place
+from rl_research.pruning.plan import Pruned, Removal, Rules
+
+__all__ = ["Pruned", "Removal", "Rules", "prune_place"]

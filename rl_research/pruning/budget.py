@@ -1,0 +1,157 @@
+"""A disk budget for run folders: finished runs give up what lies elsewhere, the longest finished first.
+
+A run gives up its local checkpoints first, then its films, its best model and its W&B logs. Its record
+stays: the page, the scores, the rows, the configuration, ``run.json``; started again, it is still
+recognised as finished. Nothing goes that W&B or ``storage.url`` has not got.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from rl_research.checkpoints import (
+    FOLDER,
+    Checkpoint,
+    list_checkpoints,
+    local_checkpoints,
+    remote_store,
+)
+from rl_research.checkpoints.manifest import MANIFEST, open_checkpoint
+from rl_research.checkpoints.references import storage_url_of
+from rl_research.errors import CheckpointError, ConfigError, RLResearchError
+from rl_research.files import write_atomically
+from rl_research.leases import leased_folder
+from rl_research.pruning.plan import Pruned, Removal, Rules
+from rl_research.quantities import shown_size, shown_time
+from rl_research.records import RECORD, read_record
+from rl_research.storage import Store, is_transient
+from rl_research.utils.sync import is_verified
+
+_CHECKPOINTS = (FOLDER,)
+_MEDIA = ("videos", "best_model", "wandb")
+_REASON = "the budget: the run is finished, and this lies elsewhere, too"
+
+
+@dataclass(frozen=True)
+class _Run:
+    folder: Path
+    record: dict[str, Any]
+    finished: float  # seconds since 1970
+
+
+def enforce_budget(folders: Sequence[Path], rules: Rules, result: Pruned) -> None:
+    """Remove from the run folders in *folders* until the place keeps to its budget, or nothing may go.
+
+    What may not go is told, with the reason, where the budget is not kept.
+    """
+    if not folders or rules.budget is None or result.bytes_left <= rules.budget:
+        return
+    runs = sorted(filter(None, map(_finished, folders)), key=lambda run: run.finished)
+    reasons: dict[Path, str | None] = {}
+    for part in (_CHECKPOINTS, _MEDIA):
+        for run in runs:
+            if result.bytes_left > rules.budget and not reasons.get(run.folder):
+                reasons[run.folder] = _why_not(run, rules) or _give_up(run, part, rules, result)
+    if result.bytes_left > rules.budget:
+        over = shown_size(result.bytes_left - rules.budget)
+        result.spare(result.place, f"{over} over the budget: nothing else may go")
+        for folder, reason in reasons.items():
+            if reason:
+                result.spare(str(folder), reason)
+
+
+def _finished(folder: Path) -> _Run | None:
+    record = read_record(folder)
+    if record is None or record.get("status") != "finished":
+        return None
+    try:
+        finished = datetime.datetime.fromisoformat(str(record.get("finished_at"))).timestamp()
+    except ValueError:
+        finished = (folder / RECORD).stat().st_mtime
+    return _Run(folder, record, finished)
+
+
+def _why_not(run: _Run, rules: Rules) -> str | None:
+    """Why nothing of *run* may go; None if something may."""
+    age = rules.now - run.finished
+    if age < rules.older_than:
+        return f"finished {shown_time(age)} ago, less than {shown_time(rules.older_than)}"
+    if any(run.folder.glob("wandb/*run-*/*.wandb")) and not is_verified(run.folder):
+        return "its W&B logs are not known to be delivered"
+    return None if rules.local_checkpoints else _not_stored(run.folder, rules)
+
+
+def _not_stored(folder: Path, rules: Rules) -> str | None:
+    """Why the checkpoints in *folder* are not all in its ``storage.url``, too; None if they are."""
+    local = local_checkpoints(folder)
+    url = storage_url_of(folder)
+    if not local:
+        return None
+    if url is None:
+        return "its checkpoints lie nowhere else (no storage.url)"
+    try:
+        store = remote_store(url, rules.options, folder.name)
+        sizes = {name: entry.size for name, entry in store.entries().items()}
+        for checkpoint in local:
+            if not _is_same(checkpoint, open_checkpoint(store, checkpoint.name), sizes):
+                return f"{store.path(checkpoint.name)} is not the same checkpoint, or not complete"
+    except CheckpointError as error:
+        return f"not complete in its storage: {error}"
+    except (RLResearchError, OSError) as error:
+        kind = "cannot be reached" if is_transient(error) else "refuses"
+        return f"its storage {kind}: {error}"
+    return None
+
+
+def _is_same(local: Checkpoint, stored: Checkpoint, sizes: dict[str, int]) -> bool:
+    complete = all(sizes.get(path) == size for path, (size, _) in stored.paths().items())
+    return complete and local.paths() == stored.paths()
+
+
+def _give_up(run: _Run, part: Sequence[str], rules: Rules, result: Pruned) -> str | None:
+    """Remove the folders *part* of *run*; the reason why not, if it cannot be had."""
+    if rules.dry_run:
+        result.carry_out(_removals(run, part, result.removed), rules)
+        return None
+    try:
+        with leased_folder(run.folder):
+            if removals := _removals(run, part):
+                _note(run, sum(removal.size for removal in removals), rules)
+            result.carry_out(removals, rules)
+    except PermissionError as error:
+        result.refuse(str(run.folder), error)
+    except ConfigError as error:
+        return str(error)
+    return None
+
+
+def _note(run: _Run, size: int, rules: Rules) -> None:
+    """Let the run's record say that something is missing because it was pruned."""
+    now = datetime.datetime.fromtimestamp(rules.now, datetime.timezone.utc)
+    before = (run.record.get("pruned") or {}).get("bytes", 0)
+    run.record["pruned"] = {"at": now.isoformat(timespec="seconds"), "bytes": before + size}
+    write_atomically(run.folder / RECORD, (json.dumps(run.record, indent=2) + "\n").encode())
+
+
+def _removals(run: _Run, part: Sequence[str], counted: Sequence[Removal] = ()) -> list[Removal]:
+    """The folders *part* of *run*, without the bytes that a dry run has *counted* in them already."""
+    found = []
+    for folder in filter(Path.is_dir, (run.folder / name for name in part)):
+        own = sum(entry.size for entry in Store(folder).entries().values())
+        own -= sum(r.size for r in counted if Path(r.path).is_relative_to(folder.absolute()))
+        found.append(Removal(str(folder), own, _REASON, partial(_remove_folder, folder)))
+    return found
+
+
+def _remove_folder(folder: Path) -> None:
+    """Remove *folder*; a checkpoint in it first of all stops being one."""
+    for checkpoint in list_checkpoints(Store(folder)):
+        checkpoint.store.remove(f"{checkpoint.name}/{MANIFEST}")
+    shutil.rmtree(folder)

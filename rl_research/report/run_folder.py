@@ -1,0 +1,224 @@
+"""A run as the files of its folder tell it.
+
+Only ``run.json`` has to exist; whatever else is missing, short or damaged is left out.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+
+import numpy as np
+
+from rl_research.errors import ConfigError
+from rl_research.report.figures import Evaluation, Series
+from rl_research.statistics import Floats, bootstrap_interval
+
+_MAX_EVALUATIONS = 200
+
+
+class RunFolder:
+    """What the files of a run's folder tell, as far as they are there and whole."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.record = _record(folder / "run.json")
+        self.wandb, self.git, self.versions, self.published = (
+            _mapping(self.record.get(key)) for key in ("wandb", "git", "versions", "published")
+        )
+        self.scores = _mapping(_json(folder / "scores.json")) or _mapping(self.record.get("scores"))
+        self.metrics = _progress(folder / "progress.csv")
+        self.evaluations = list(_evaluations(folder / "evaluations.npz"))
+        self.returns = _floats(self.scores.get("returns"))
+        self.is_final = len(self.returns) > 0 or finite(self.scores.get("mean")) is not None
+        if not self.is_final and self.evaluations:
+            self.returns = self.evaluations[-1].returns
+
+    def text(self, key: str) -> str:
+        """What ``run.json`` says of *key*; empty where it says nothing."""
+        value = self.record.get(key)
+        return "" if value is None else str(value)
+
+    @property
+    def name(self) -> str:
+        """The experiment's name, else the run's."""
+        return self.text("name") or self.text("run_id") or self.folder.name
+
+    @property
+    def status(self) -> str:
+        """``finished``, ``running``, ``interrupted`` or ``failed``."""
+        return self.text("status") or "unknown"
+
+    @property
+    def mean(self) -> float | None:
+        """The mean return of the final evaluation, else of the last one while training."""
+        stated = finite(self.scores.get("mean")) if self.is_final else None
+        return float(self.returns.mean()) if stated is None and len(self.returns) else stated
+
+    @property
+    def std(self) -> float | None:
+        """The standard deviation over the same episodes."""
+        stated = finite(self.scores.get("std")) if self.is_final else None
+        return float(self.returns.std()) if stated is None and len(self.returns) else stated
+
+    @property
+    def threshold(self) -> float | None:
+        """The mean return from which the environment counts as solved."""
+        return finite(self.record.get("reward_threshold"))
+
+    @property
+    def steps_per_second(self) -> float | None:
+        """As Stable-Baselines3 last measured it, else over the whole run."""
+        if fps := self.metrics.get("time/fps"):
+            return float(fps.values[-1])
+        steps, seconds = finite(self.record.get("global_step")), finite(self.record.get("seconds"))
+        return steps / seconds if steps and seconds else None
+
+    @property
+    def checkpoints(self) -> list[dict[str, Any]]:
+        """What the manifests say, by step."""
+        manifests = [
+            _mapping(_json(p)) for p in self.folder.glob("checkpoints/step-*/manifest.json")
+        ]
+        for manifest in manifests:
+            files = [_mapping(file) for file in _mapping(manifest.get("files")).values()]
+            manifest["bytes"] = sum(finite(file.get("size")) or 0 for file in files)
+            manifest["step"] = finite(manifest.get("global_step")) or 0
+        return sorted(filter(None, manifests), key=lambda manifest: manifest["step"])
+
+    @property
+    def configuration(self) -> dict[str, dict[str, str]]:
+        """Every setting, by its path within its section; what stands alone comes first."""
+        sections: dict[str, dict[str, str]] = {"run": {}}
+        for path, value in _leaves(_yaml(self.folder / "config.yaml")):
+            section, _, rest = path.partition(".")
+            sections.setdefault(section if rest else "run", {})[rest or section] = value
+        return {section: leaves for section, leaves in sections.items() if leaves}
+
+    @property
+    def files(self) -> list[str]:
+        """What the page was made from, as far as it is there."""
+        names = ("run.json", "config.yaml", "progress.csv", "evaluations.npz", "scores.json")
+        return [name for name in names if (self.folder / name).exists()]
+
+    @property
+    def overrides(self) -> list[str]:
+        """The words that the run was started with."""
+        return _lines(self.folder / "overrides.txt")
+
+    @property
+    def film(self) -> Path | None:
+        """The newest film."""
+        films = [path for path in self.folder.glob("videos/**/*.mp4") if path.stat().st_size]
+        return max(films, key=lambda path: (path.stat().st_mtime_ns, path.name), default=None)
+
+
+def finite(value: object) -> float | None:
+    """*value* as a finite float, or None if it is no such number."""
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        return None
+    try:
+        return float(value) if math.isfinite(value) else None
+    except OverflowError:  # an integer that no float can hold
+        return None
+
+
+def _record(path: Path) -> dict[str, Any]:
+    if record := _mapping(_json(path)):
+        return record
+    state = "does not hold a run's record" if path.exists() else "is missing"
+    raise ConfigError(f"{path} {state}: a report is written from the folder of a run.")
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return None
+
+
+def _yaml(path: Path) -> Any:
+    import yaml
+
+    try:
+        return yaml.safe_load(path.read_bytes())
+    except (OSError, ValueError, RecursionError, yaml.YAMLError):
+        return None
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        lines = path.read_text("utf-8", "replace").splitlines()
+    except OSError:
+        return []
+    return [line.strip() for line in lines if line.strip()]
+
+
+def _mapping(value: object) -> dict[str, Any]:
+    return {str(key): item for key, item in value.items()} if isinstance(value, dict) else {}
+
+
+def _floats(values: object) -> Floats:
+    numbers = [finite(value) for value in values] if isinstance(values, list) else []
+    return np.array([value for value in numbers if value is not None], dtype=np.float64)
+
+
+def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
+    if isinstance(value, dict) and value:
+        for key, item in value.items():
+            yield from _leaves(item, f"{path}.{key}" if path else str(key))
+    elif path:
+        plain = isinstance(value, str)
+        yield path, value if plain else json.dumps(value, ensure_ascii=False, default=str)
+
+
+def _progress(path: Path) -> dict[str, Series]:
+    """Every metric of a table whose first column is the step; half-written rows do no harm."""
+    cells: dict[str, list[tuple[float, float]]] = {}
+    try:
+        with path.open(encoding="utf-8", errors="replace", newline="") as file:
+            rows = csv.reader(file)
+            _, *names = next(rows, [""])
+            for step, *row in filter(None, rows):
+                for name, cell in zip(names, row, strict=False):
+                    if cell:
+                        cells.setdefault(name, []).append((_parsed(step), _parsed(cell)))
+    except (OSError, csv.Error):
+        pass
+    series = {name: _series(np.array(pairs)) for name, pairs in cells.items()}
+    return {name: known for name, known in series.items() if len(known.steps)}
+
+
+def _parsed(cell: str) -> float:
+    try:
+        return float(cell)
+    except ValueError:
+        return math.nan
+
+
+def _series(pairs: Floats) -> Series:
+    known = pairs[np.isfinite(pairs).all(axis=1)]
+    known = known[np.argsort(known[:, 0], kind="stable")]
+    return Series(known[:, 0], known[:, 1], len(pairs) - len(known))
+
+
+def _evaluations(path: Path) -> Iterator[Evaluation]:
+    """Stable-Baselines3's ``evaluations.npz``; of very many evaluations some, with the last."""
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            steps, results = arrays["timesteps"].astype(float), arrays["results"].astype(float)
+    except (OSError, ValueError, KeyError, EOFError, BadZipFile):
+        return
+    if steps.ndim != 1 or results.ndim != 2:
+        return
+    n = min(len(steps), len(results))
+    for index in np.unique(np.linspace(0, n - 1, min(n, _MAX_EVALUATIONS)).round().astype(int)):
+        returns = results[index][np.isfinite(results[index])]
+        if len(returns) and np.isfinite(steps[index]):
+            interval = bootstrap_interval(returns, resamples=2_000)
+            yield Evaluation(float(steps[index]), returns, interval)

@@ -1,0 +1,1 @@
+"""Checkpoints brought to their storage: the `queue` beside training, each `delivery`, and `leftovers`."""

@@ -1,0 +1,1 @@
+"""What the logger is made of: metrics, media, settings, provenance."""

@@ -1,0 +1,48 @@
+"""Temporary folders that do not outlive a killed sync for long: the next one removes what it has left."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO
+
+_PREFIX = "rl-research-sync-"
+_IN_USE = ".in-use"  # locked as long as its process lives
+
+
+@contextmanager
+def scratch() -> Iterator[Path]:
+    """A temporary folder, until the end of the block."""
+    _sweep()
+    folder, lock = _made()
+    try:
+        with lock:
+            yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _made() -> tuple[Path, IO[str]]:
+    """A new folder and its locked file; again if another's sweep comes before the lock."""
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=_PREFIX))
+        lock = (folder / _IN_USE).open("w")
+        with suppress(OSError):  # a disk without locks: then it stays when we are killed
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        with suppress(FileNotFoundError):
+            if os.path.samestat((folder / _IN_USE).stat(), os.fstat(lock.fileno())):
+                return folder, lock
+        lock.close()
+
+
+def _sweep() -> None:
+    """Remove the folders of processes that are gone."""
+    for lock in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*/{_IN_USE}"):
+        with suppress(OSError), lock.open("r+") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(lock.parent, ignore_errors=True)
