@@ -1,0 +1,1 @@
+"""The pipeline as Prefect flows, one file per verb that is scheduled."""

@@ -1,0 +1,119 @@
+"""The flows as the command line calls them: each comes to its end, whatever becomes of Prefect's API.
+
+An API that does not come up, or goes away in the middle, costs a line in the log and the flow run's page.
+Each command imports its own flow only.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+from uuid import uuid4
+
+from prefect import Flow
+from prefect.client.schemas.objects import State
+from prefect.settings import PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS
+
+from flows import pipeline
+from flows.embedded import EmbeddedAPI
+from rl_research.errors import RLResearchError
+
+_log = logging.getLogger(__name__)
+
+
+def train(overrides: Sequence[str], api: EmbeddedAPI | None) -> dict[str, Any]:
+    """What the run that *overrides* describe has come to; *api* is the embedded one, if that is used."""
+    from flows.train import train as flow
+    from rl_research import stages
+    from rl_research.records import left_of, result_of
+    from rl_research.resume import finished_result
+
+    def alone(flow_run_id: str) -> dict[str, Any]:
+        config = pipeline.config_of(overrides, flow_run_id)
+        record = finished_result(config, flow_run_id)
+        if record is not None and (left := left_of(record)):
+            _log.warning("step %s is not uploaded; the next start tries", ", ".join(map(str, left)))
+        return result_of(record or stages.all_of(config, overrides).record)
+
+    result: dict[str, Any] = _value(_called(flow, (overrides,), api, alone))
+    return result
+
+
+def evaluate(
+    checkpoint: str,
+    episodes: int | None,
+    overrides: Sequence[str],
+    trust_env: bool,
+    runs_dir: str,
+    api: EmbeddedAPI | None,
+) -> dict[str, Any]:
+    """What `flows.evaluate.evaluate` returns of *checkpoint*."""
+    from flows import evaluate as evaluating
+
+    def alone(_: str) -> dict[str, Any]:
+        found = evaluating.find_checkpoint.fn(checkpoint, overrides, runs_dir)
+        scores = evaluating.score_checkpoint.fn(found, episodes, trust_env)
+        return evaluating.described(found, scores)
+
+    words = (checkpoint, episodes, overrides, trust_env, runs_dir)
+    result: dict[str, Any] = _value(_called(evaluating.evaluate, words, api, alone))
+    return result
+
+
+def study(
+    name: str,
+    overrides: Sequence[str],
+    seeds: Sequence[int],
+    grid: Sequence[Sequence[str]],
+    at_a_time: int,
+    api: EmbeddedAPI | None,
+) -> dict[str, Any]:
+    """What `flows.study.study` returns; `RLResearchError` if members are not finished."""
+    from flows import study as studying
+
+    words = (name, overrides, seeds, grid, at_a_time)
+
+    def alone(_: str) -> Any:
+        return studying.outcome_of(*words, api=None)
+
+    result: dict[str, Any] = _value(_called(studying.study, words, api, alone))
+    return result
+
+
+def _called(
+    flow: Flow[..., Any],
+    words: tuple[Any, ...],
+    api: EmbeddedAPI | None,
+    alone: Callable[[str], Any],
+) -> Any:
+    """The final state of *flow*, or what its body returned; where Prefect fails before, what *alone* does.
+
+    *alone* gets the id of the flow run that had begun, or a new one.
+    """
+    with pipeline.witnessed() as seen:
+        if api is None or api.answers(PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS.value()):
+            try:
+                return flow(*words, return_state=True)
+            except Exception as error:  # noqa: BLE001  # what the body raises would stand in the state
+                reason = str(error) or type(error).__name__
+        else:
+            reason = api.last_words()
+    if seen.ended:
+        _log.warning("Prefect could not be told how this ended: %s", reason)
+        return seen.outcome
+    _log.warning("Prefect's API is not to be had, so this goes on without it: %s", reason)
+    if api is not None:
+        api.close()
+    return alone(seen.flow_run_id or str(uuid4()))
+
+
+def _value(outcome: Any) -> Any:
+    """What a flow returned; raises what it raised or has ended with."""
+    if not isinstance(outcome, State):
+        return outcome
+    if isinstance(outcome.data, RLResearchError):
+        raise outcome.data
+    if outcome.is_failed() and isinstance(outcome.data, dict):
+        raise RLResearchError(outcome.message)
+    return outcome.result()

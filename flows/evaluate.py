@@ -1,0 +1,61 @@
+"""Score a checkpoint, wherever it lies.
+
+rl-research evaluate runs/RUN_ID --episodes 100
+prefect deployment run evaluate/weekly -p checkpoint=s3://bucket/runs/RUN_ID
+"""
+
+# No `from __future__ import annotations`: see flows/train.py.
+
+from collections.abc import Sequence
+from typing import Any
+
+from prefect import flow, task
+
+from flows import pipeline
+from rl_research import evaluation
+from rl_research.checkpoints import Checkpoint, find, storage_among
+from rl_research.description import literal_secrets
+from rl_research.evaluation import Scores
+
+
+@flow(name="evaluate", flow_run_name="{checkpoint}", log_prints=False)
+def evaluate(
+    checkpoint: str,
+    episodes: int | None = None,
+    overrides: Sequence[str] = (),
+    trust_env: bool = False,
+    runs_dir: str = "runs",
+) -> dict[str, Any]:
+    """Find *checkpoint* and score it on *episodes* held-out seeds.
+
+    *checkpoint* is a path, a URL or a ``run_id``, and which of its checkpoints, such as ``mine@best``.
+    *overrides* are ``storage.url=URL``, below which a ``run_id`` is looked for besides *runs_dir*, and
+    ``storage.options.KEY=VALUE`` for its file system, no secrets among them.
+    """
+    literal_secrets.refuse(overrides, checkpoint)
+    found = find_checkpoint(checkpoint, overrides, runs_dir)
+    return pipeline.told(described(found, score_checkpoint(found, episodes, trust_env)))
+
+
+def described(found: Checkpoint, scores: Scores) -> dict[str, Any]:
+    """What the flow returns of the checkpoint that it has *found*, and of its *scores*."""
+    return {
+        "checkpoint": found.address,
+        "run_id": found.manifest.get("run_id"),
+        "global_step": found.global_step,
+        "parameters_sha256": found.manifest.get("parameters_sha256"),
+        "scores": scores.summary(),
+    }
+
+
+@task(task_run_name="find {reference}", **pipeline.RETRIED)
+def find_checkpoint(reference: str, overrides: Sequence[str], runs_dir: str) -> Checkpoint:
+    """The checkpoint that *reference* names; connection failures are retried."""
+    storage = storage_among(overrides)
+    return find(reference, storage.options, runs_dir=runs_dir, url=storage.url)
+
+
+@task(task_run_name="score step {checkpoint.global_step}", **pipeline.RETRIED)
+def score_checkpoint(checkpoint: Checkpoint, episodes: int | None, trust_env: bool) -> Scores:
+    """The returns of *checkpoint*'s policy, from tensors and numbers only."""
+    return evaluation.evaluate_checkpoint(checkpoint, episodes=episodes, trust_env=trust_env)

@@ -1,0 +1,242 @@
+"""A Prefect server and a worker on this machine: started and stopped, once each.
+
+A process holds a lock on its pid file for as long as it lives, through a descriptor that it inherits. So
+a pid file that a power cut has left behind, or whose number the system has given to somebody else, is
+never taken for a process that runs, and nothing else is ever signalled.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+from rl_research.errors import ConfigError
+
+_log = logging.getLogger(__name__)
+
+STATE = Path(".prefect-local")
+HOST = "127.0.0.1"  # nobody else on the network is asked for a password, so nobody else gets in
+_PORT = "4200"
+_STARTING = 180.0  # seconds; the first start of a server makes its database
+COMMITTING = (
+    60.0  # seconds for flow runs to commit: checkpoint.deadline, and what W&B needs to close
+)
+_ENDING = 20.0
+_STAT = Path("/proc/self/stat")  # Linux has it, with or without `ps`
+
+
+class Service:
+    """A background process that this folder owns, with its pid file and its log."""
+
+    def __init__(self, name: str, command: Sequence[str], state: Path) -> None:
+        self.name = name
+        self.command = [sys.executable, "-m", *command]
+        self.pid_file = state / f"{name}.pid"
+        self.log = state / "logs" / f"{name}.log"
+
+    @property
+    def pid(self) -> int | None:
+        """The process, if it lives."""
+        try:
+            with self.pid_file.open() as file:
+                return None if _lock(file) else int(file.read())
+        except (FileNotFoundError, ValueError):
+            return None
+
+    def start(self, env: Mapping[str, str]) -> bool:
+        """Start it unless it runs; whether it had to be started."""
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        with self.pid_file.open("a+") as file, self.log.open("ab") as log, _interruptible():
+            if not _lock(file):
+                return False
+            file.truncate(0)
+            child = subprocess.Popen(
+                self.command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=dict(env),
+                pass_fds=[file.fileno()],  # with it the child has the lock
+                start_new_session=True,  # so that Ctrl-C in this terminal is not meant for it
+            )
+            file.write(str(child.pid))
+            return True
+
+    def stop(self, number: signal.Signals = signal.SIGTERM) -> bool:
+        """Send it *number* and wait until it has gone, at last with SIGKILL; whether there was one."""
+        if (pid := self.pid) is None:
+            self.pid_file.unlink(missing_ok=True)
+            return False
+        os.kill(pid, number)
+        if not _until(lambda: self.pid is None, _ENDING):
+            os.kill(pid, signal.SIGKILL)
+            _until(lambda: self.pid is None, _ENDING)
+        self.pid_file.unlink(missing_ok=True)
+        return True
+
+    def last_words(self) -> str:
+        """The end of its log."""
+        lines = self.log.read_text(errors="replace").splitlines() if self.log.exists() else []
+        return "\n".join(["", *lines[-8:]])
+
+
+class LocalServer:
+    """The server, the worker and what they need, in the folder *state*."""
+
+    def __init__(self, pool: str, state: Path = STATE) -> None:
+        self.state = state.absolute()
+        self.port = os.environ.get("PREFECT_SERVER_API_PORT", _PORT)
+        self.url = f"http://{HOST}:{self.port}/api"
+        server = ["prefect", "server", "start", "--host", HOST, "--port", self.port]
+        self.server = Service("server", server, self.state)
+        worker = ["prefect", "worker", "start", "--pool", pool, "--type", "process"]
+        self.worker = Service("worker", worker, self.state)
+
+    @property
+    def env(self) -> dict[str, str]:
+        """What its processes, and whoever talks to it, find in their environment."""
+        home = self.state / "home"
+        home.mkdir(
+            parents=True, exist_ok=True
+        )  # Prefect makes its own, but not the folders above it
+        return {
+            "PREFECT_HOME": str(home),
+            "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+            "DO_NOT_TRACK": "1",
+            **os.environ,
+            "PREFECT_API_URL": self.url,
+        }
+
+    def start_server(self) -> None:
+        """Start the server unless it runs, and wait until it answers; `ConfigError` with its last words."""
+        with _alone(self.state):
+            if self.server.pid is None and answers(self.url):
+                raise ConfigError(
+                    f"{self.url}: a Prefect server that was not started here answers there. Use it with "
+                    f"PREFECT_API_URL={self.url}, or choose another port with PREFECT_SERVER_API_PORT."
+                )
+            self.server.start(self.env)
+            _until(lambda: answers(self.url) or self.server.pid is None, _STARTING)
+        if not answers(self.url):
+            raise ConfigError(
+                f"the server does not answer at {self.url}:{self.server.last_words()}"
+            )
+        (self.state / "url").write_text(self.url + "\n")
+
+    def start_worker(self) -> None:
+        """Start the worker unless it runs."""
+        with _alone(self.state):
+            self.worker.start(self.env)
+
+    def stop(self) -> None:
+        """Let flow runs commit, then stop the worker and the server; nothing that runs is no mistake.
+
+        A worker that is asked to stop kills its flow runs at once, so it is itself killed first: they live
+        on and get a SIGTERM, upon which they commit and wait, scheduled, for the next worker.
+        """
+        with _alone(self.state):
+            worker = self.worker.pid
+            flow_runs = {pid for pid, parent in processes().items() if parent == worker}
+            self.worker.stop(signal.SIGKILL)
+            for pid in flow_runs:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGTERM)
+            if not _until(lambda: not flow_runs & set(processes()), COMMITTING):
+                _log.warning("a flow run does not end; its last checkpoint stands")
+            (self.state / "url").unlink(missing_ok=True)
+            self.server.stop()
+
+
+def running_url(state: Path = STATE) -> str | None:
+    """Where the server of `LocalServer` in *state* answers; None if there is none."""
+    try:
+        url = (state / "url").read_text().strip()
+    except OSError:
+        return None
+    return url if answers(url, patience=2.0) else None
+
+
+def answers(url: str, patience: float = 5.0) -> bool:
+    """Whether a Prefect API is well at *url*."""
+    try:
+        with urllib.request.urlopen(f"{url}/health", timeout=patience) as answer:
+            return bool(answer.status == 200)
+    except (OSError, ValueError):
+        return False
+
+
+@contextmanager
+def _alone(state: Path) -> Iterator[None]:
+    """Two commands at once take turns."""
+    state.mkdir(parents=True, exist_ok=True)
+    with (state / ".lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Let children take SIGINT, with which Prefect stops itself; a shell's `&` would have them ignore it."""
+    before = signal.getsignal(signal.SIGINT)
+    if before is not signal.SIG_IGN:
+        yield
+        return
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _lock(file: IO[str]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        return False
+    return True
+
+
+def _until(ask: Callable[[], bool], seconds: float) -> bool:
+    deadline = time.monotonic() + seconds
+    while not (answer := ask()) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    return answer
+
+
+def processes() -> dict[int, int]:
+    """Every process that lives, with its parent."""
+    listed = _in_proc() if _STAT.exists() else _by_ps()
+    return {pid: parent for pid, parent, state in listed if not state.startswith("Z")}
+
+
+def _in_proc() -> Iterator[tuple[int, int, str]]:
+    """As Linux tells it, also in an image without `ps`."""
+    for file in Path("/proc").glob("[0-9]*/stat"):
+        # one that has just ended, or that is hidden as somebody else's
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError, PermissionError):
+            state, parent = file.read_text(errors="replace").rpartition(")")[2].split()[:2]
+            yield int(file.parent.name), int(parent), state
+
+
+def _by_ps() -> Iterator[tuple[int, int, str]]:
+    try:
+        listed = subprocess.run(
+            ["ps", "-A", "-o", "pid=,ppid=,stat="], capture_output=True, text=True, check=False
+        )
+    except FileNotFoundError:
+        _log.warning("there is no `ps` here, so flow runs cannot be asked to commit")
+        return
+    for pid, parent, state in map(str.split, listed.stdout.splitlines()):
+        yield int(pid), int(parent), state

@@ -1,0 +1,62 @@
+"""Remove what no run needs, from folders of runs and from stores.
+
+rl-research prune runs s3://bucket/runs --budget 50GB
+prefect deployment run prune/daily -p 'places=["runs","s3://bucket/runs"]' -p budget=50GB
+"""
+
+# No `from __future__ import annotations`: see flows/train.py.
+
+from collections.abc import Sequence
+from typing import Any
+
+from prefect import flow, task
+from prefect.client.schemas.objects import State
+
+from flows import pipeline
+from flows.artifacts import publish_pruned
+from rl_research.checkpoints import storage_among
+from rl_research.description import literal_secrets
+from rl_research.errors import RLResearchError, StorageError
+from rl_research.pruning import Pruned, Rules, prune_place
+from rl_research.quantities import parsed_size, parsed_time
+
+
+@flow(name="prune", flow_run_name="prune {places}")
+def prune(
+    places: Sequence[str] = ("runs",),
+    budget: str | None = None,
+    grace: str = "24h",
+    older_than: str = "7d",
+    local_checkpoints: bool = False,
+    dry_run: bool = False,
+    overrides: Sequence[str] = (),
+) -> dict[str, Any] | State[Any]:
+    """Prune each of *places* by the same rules and show what went.
+
+    *overrides* are ``storage.options.KEY=VALUE`` for their file systems, no secrets among them.
+    It fails, after all else is done, where something could not be removed.
+    """
+    try:
+        literal_secrets.refuse(overrides, *places)
+        rules = Rules(
+            grace=parsed_time("grace", grace),
+            budget=None if budget is None else parsed_size("budget", budget),
+            older_than=parsed_time("older_than", older_than),
+            local_checkpoints=local_checkpoints,
+            dry_run=dry_run,
+            options=storage_among(overrides).options,
+        )
+        found = [prune_one_place(place, rules) for place in places]
+        publish_pruned(found, dry_run)
+        if refused := [line for one in found for line in one.refused]:
+            raise StorageError("; ".join(refused))
+    except RLResearchError as error:
+        return pipeline.refused(error)
+    total = sum(one.bytes_removed for one in found)
+    return {"bytes_removed": total, "places": [one.described() for one in found]}
+
+
+@task(task_run_name="prune {place}", **pipeline.RETRIED)
+def prune_one_place(place: str, rules: Rules) -> Pruned:
+    """Prune *place*; connection failures are retried."""
+    return prune_place(place, rules)

@@ -1,0 +1,111 @@
+"""Bring to their storage the checkpoints that runs have left behind in their folders, and tell W&B.
+
+prefect deployment run upload/hourly -p runs_dir=runs
+"""
+
+# No `from __future__ import annotations`: see flows/train.py.
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from prefect import flow
+from prefect.client.schemas.objects import State
+
+from flows import pipeline
+from flows.artifacts import publish_deliveries
+from flows.deliveries import upload_checkpoint
+from rl_research.checkpoints import Checkpoint
+from rl_research.errors import ConfigError, RLResearchError, StorageError, in_a_line
+from rl_research.storage import is_transient
+from rl_research.uploads import afterwords, leftovers
+from rl_research.uploads.delivery import Home
+
+_log = logging.getLogger(__name__)
+_DELIVERED = "delivered"
+
+#: A row of the flow run's table: ``run_id``, ``step``, ``storage_url`` and ``outcome``.
+Outcome = dict[str, Any]
+
+
+@flow(name="upload", flow_run_name="{runs_dir}")
+def upload(runs_dir: str = "runs") -> list[Outcome] | State[Any]:
+    """Deliver what the runs below *runs_dir* have not brought to their ``storage.url``.
+
+    Where that is, each run folder's own ``config.yaml`` says (a relative path is taken from the working
+    folder); credentials come from the environment. The W&B run of a run that has ended is told of it.
+    Runs that are open are left to themselves. What cannot be delivered or told ends the flow run as
+    `Failed` when everything else has been; the next round tries again.
+    """
+    outcomes: list[Outcome] = []
+    silent: set[str | None] = set()  # stores that did not answer are asked once per round
+    for home in leftovers.homes(Path(runs_dir)):
+        if home.config.storage.url not in silent:
+            found, answers = deliver_leftovers(home)
+            outcomes += found
+            silent |= set() if answers else {home.config.storage.url}
+    if outcomes:
+        publish_deliveries(outcomes)
+    failed = [outcome for outcome in outcomes if outcome["outcome"] != _DELIVERED]
+    if failed:
+        said = "; ".join(f"{o['run_id']}: {o['outcome']}" for o in failed[:3])
+        return pipeline.refused(StorageError(f"{len(failed)} of {len(outcomes)} are left: {said}"))
+    return outcomes
+
+
+def deliver_leftovers(home: Home) -> tuple[list[Outcome], bool]:
+    """What became of each checkpoint that *home*'s store lacks, and whether the store answers."""
+    try:
+        if not leftovers.missing(home) and not afterwords.untold(home):
+            return [], True
+        with leftovers.held(home) as confirm:
+            return _deliver(home, confirm)
+    except ConfigError as busy:
+        _log.info("%s", busy)
+        return [], True
+    except Exception as error:  # noqa: BLE001  # one run's trouble is a line in the table, not the end of the round
+        _log.warning(
+            "%s: %s", home.folder, in_a_line(error), exc_info=not isinstance(error, OSError)
+        )
+        return [_outcome(home, None, in_a_line(error))], not is_transient(error)
+
+
+def _deliver(home: Home, confirm: Callable[[], None]) -> tuple[list[Outcome], bool]:
+    """Deliver newest first, for that is what another machine goes on from, until the store is silent."""
+    task = upload_checkpoint.with_options(**pipeline.retried_within(home.config.storage.retry_for))
+    outcomes: list[Outcome] = []
+    answers = True
+    for checkpoint in reversed(leftovers.missing(home)):
+        state: State[Any] = task(lambda c: home.bring(c, confirm), checkpoint, return_state=True)
+        outcome = _DELIVERED if state.is_completed() else in_a_line(state.data)
+        outcomes.append(_outcome(home, checkpoint, outcome))
+        answers = not (isinstance(state.data, BaseException) and is_transient(state.data))
+        if not answers:
+            break
+    leftovers.settle(home)
+    return outcomes + (_tell(home) if answers else []), answers
+
+
+def _tell(home: Home) -> list[Outcome]:
+    """Tell W&B of what has arrived; what became of each checkpoint that it could not be told of."""
+    if not (arrived := afterwords.untold(home)):
+        return []
+    try:
+        afterwords.tell_of(home, arrived)
+    except Exception as error:  # noqa: BLE001  # a line in the table, as above
+        expected = isinstance(error, OSError | RLResearchError)
+        _log.warning(
+            "%s: W&B is not told: %s", home.folder, in_a_line(error), exc_info=not expected
+        )
+        return [_outcome(home, c, f"W&B is not told: {in_a_line(error)}") for c in arrived]
+    return []
+
+
+def _outcome(home: Home, checkpoint: Checkpoint | None, outcome: str) -> Outcome:
+    return {
+        "run_id": home.config.run_id,
+        "step": None if checkpoint is None else checkpoint.global_step,
+        "storage_url": home.deliveries().place,
+        "outcome": outcome,
+    }
