@@ -1,0 +1,130 @@
+"""The source tree itself: contracts, no traces of a machine, docstrings, commands that parse."""
+
+from __future__ import annotations
+
+import ast
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from rl_research import cli
+from rl_research.config import load_config
+
+_ROOT = Path(__file__).parents[1]
+_TESTS = sorted(Path(__file__).parent.glob("test_*.py"))
+_DOCUMENTS = [
+    *sorted(_ROOT.glob("*.md")), *sorted((_ROOT / "docs").rglob("*.md")),
+]  # fmt: skip
+# Spelt in pieces, so that this file passes its own test.
+_TRACES = {
+    "a machine's path": rf"(?<![\w.$}}])/(?:{'wor' + 'k'}|{'ro' + 'ot'}|{'tm' + 'p'}/lab|home/\w+)/",
+    "a package index": rf"--(?:extra-)?{'index' + '-url'}|{'trusted' + '-host'}",
+    "a private address": r"\b(?:10\.\d{1,3}|192\.168|172\.(?:1[6-9]|2\d|3[01]))\.\d{1,3}\.\d{1,3}\b",
+}
+
+
+def _tracked() -> list[Path]:
+    done = subprocess.run(
+        ["git", "ls-files", "-z"], cwd=_ROOT, capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        pytest.skip("not a git checkout")
+    paths = [_ROOT / name for name in done.stdout.split("\0") if name]
+    return [path for path in paths if path.is_file()]
+
+
+def test_import_contracts_hold() -> None:
+    """Imports run one way, and each foreign library has one home."""
+    program = Path(sys.executable).with_name("lint-imports")
+    done = subprocess.run(
+        [program, "--no-cache"], cwd=_ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("what", _TRACES)
+def test_no_file_knows_the_machine_it_was_written_on(what: str) -> None:
+    """No tracked file names a path, an index or an address of somebody's machine."""
+    pattern = re.compile(_TRACES[what])
+    found = [
+        f"{path.relative_to(_ROOT)}:{number}: {line.strip()[:120]}"
+        for path in _tracked()
+        for number, line in enumerate(path.read_text(errors="replace").splitlines(), 1)
+        if pattern.search(line)
+    ]
+    assert not found, "\n".join(found)
+
+
+@pytest.mark.parametrize("path", _TESTS, ids=lambda path: path.name)
+def test_every_test_says_what_it_promises(path: Path) -> None:
+    """Each test function has a docstring, a sentence that ends with a full stop."""
+    silent = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name.startswith(
+            "test_"
+        ):
+            promise = ast.get_docstring(node) or ""
+            if not promise.rstrip("`'\")").endswith((".", "!", "?")):
+                silent.append(f"{path.name}:{node.lineno} {node.name}")
+    assert not silent, "\n".join(silent)
+
+
+def _commands(document: Path) -> Iterator[list[str]]:
+    """The words of each ``rl-research`` command in the fenced shell blocks of *document*."""
+    text = document.read_text()
+    for block in re.findall(
+        r"^```(?:sh|bash|shell|console)\n(.*?)^```", text, re.DOTALL | re.MULTILINE
+    ):
+        for line in block.replace("\\\n", " ").splitlines():
+            words = shlex.split(line.removeprefix("$ "), comments=True)
+            while words and re.fullmatch(r"[A-Z][A-Z_]*=.*", words[0]):
+                del words[0]
+            if words and words[0].rpartition("/")[2] == "rl-research":
+                yield words[1:]
+
+
+def _documented() -> list[Any]:
+    return [
+        pytest.param(words, id=f"{document.name}: {' '.join(words)[:60]}")
+        for document in _DOCUMENTS
+        for words in _commands(document)
+    ]
+
+
+@pytest.mark.parametrize("words", _documented())
+def test_documented_commands_parse(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """Every documented ``rl-research`` command has a known verb, known options, overrides that compose."""
+    if words[0] == "train":
+        assert cli.main([*words, "--cfg"]) == 0
+        capsys.readouterr()
+        return
+    given, rest = cli._parser().parse_known_args(words)
+    assert given.verb
+    assert not [word for word in rest if word.startswith("-")]
+
+
+def _override_lists(value: Any) -> Iterator[list[str]]:
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            if key == "overrides" and isinstance(inner, list):
+                yield inner
+            else:
+                yield from _override_lists(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _override_lists(inner)
+
+
+def test_deployments_compose() -> None:
+    """The overrides of each scheduled deployment describe an experiment."""
+    found = list(_override_lists(yaml.safe_load((_ROOT / "deployment.yaml").read_text())))
+    assert found
+    for overrides in found:
+        load_config(overrides)

@@ -1,0 +1,186 @@
+"""A study: many runs as one object, each in a process of its own, and none trained twice."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flow_runs import until
+from helpers import record_of, steps_committed, tiny
+
+from rl_research import study as studies
+from rl_research.errors import ConfigError, Interrupted
+from rl_research.leases import leased_folder
+from rl_research.report.study import study_markdown, write_study
+from rl_research.signals import StopRequest
+from rl_research.statistics import iqm
+
+_QUIET = StopRequest(5.0)
+
+
+def _words(tmp_path: Path, *more: str) -> list[str]:
+    return tiny(tmp_path / "runs", None, "wandb=disabled", *more)
+
+
+def _without_prefect(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let members be trained by the library alone, which takes a second instead of twenty."""
+    start = studies.subprocess.Popen
+
+    def popen(command: list[str], **more: Any) -> Any:
+        program = (
+            "import sys; from rl_research import stages; from rl_research.config import load_config\n"
+            "from rl_research.run import open_run\n"
+            "with open_run(load_config(sys.argv[1:]), sys.argv[1:]) as run:\n"
+            "    checkpoint = stages.train(run); stages.score(run, checkpoint)\n"
+        )
+        return start([sys.executable, "-c", program, *command[4:]], **more)
+
+    monkeypatch.setattr(studies.subprocess, "Popen", popen)
+
+
+def test_identities_come_from_names_and_words(tmp_path: Path) -> None:
+    """The same study has the same runs each time; other words, settings or seeds are other runs."""
+
+    def ids(*more: str, grid: Any = ((),)) -> list[str]:
+        return [m.run_id for m in studies.plan("s", _words(tmp_path, *more), [0, 1], grid).members]
+
+    assert ids() == ids()
+    assert len({*ids(), *ids("env=acrobot"), *ids(grid=[["algorithm.params.gamma=0.5"]])}) == 6
+    assert all(re.fullmatch(r"s-[0-9a-f]{6}-s[01]", run_id) for run_id in ids())
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"seeds": []}, "one at least"),
+        ({"seeds": [1, 1]}, "each seed once"),
+        ({"name": "a b"}, "as its name"),
+        ({"name": "x" * 41}, "1 to 40"),
+        ({"grid": [["experiment.seed=1"]]}, "gives each member its own"),
+        ({"overrides": ["run_id=mine"]}, "gives each member its own"),
+        ({"overrides": ["experiment.sed=1"]}, "experiment.seed"),
+        ({"grid": [["env=acrobot"], ["env=acrobot"]]}, "are the same"),
+    ],
+)
+def test_mistakes_come_before_training(change: dict[str, Any], said: str) -> None:
+    """Whatever a member would be refused for is said before the first one starts."""
+    given = {"name": "s", "overrides": [], "seeds": [0], "grid": (), **change}
+    with pytest.raises(ConfigError, match=said):
+        studies.plan(**given)
+
+
+def test_members_use_an_api_only_while_it_answers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is looked for before each; one that is silent is not handed on, also not by the environment."""
+    _without_prefect(monkeypatch)
+    start, used = studies.subprocess.Popen, []
+
+    def popen(command: list[str], **more: Any) -> Any:
+        used.append(more["env"].get("PREFECT_API_URL"))
+        return start(command, **more)
+
+    monkeypatch.setattr(studies.subprocess, "Popen", popen)
+    monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
+    found = iter(["http://127.0.0.1:1/api", None])
+    study = studies.plan("served", _words(tmp_path), [0, 1])
+    studies.run(study, _QUIET, find_api=lambda: next(found))
+    assert used == ["http://127.0.0.1:1/api", None]
+    assert studies.result(study)["failed"] == []
+
+
+def test_a_study_runs_each_member_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every setting and seed is trained, one that fails hinders nobody, and nothing is trained again."""
+    _without_prefect(monkeypatch)
+    study = studies.plan("small", _words(tmp_path), [0, 1, 2])
+    broken = study.members[0].config.run_dir
+    broken.parent.mkdir(parents=True)
+    broken.write_text("a file where a folder should be")
+    studies.run(study, _QUIET, at_a_time=2)
+    result = studies.result(study)
+
+    assert result["failed"] == [study.members[0].run_id]
+    (setting,) = result["settings"]
+    scores = {str(m.seed): m.record["scores"]["mean"] for m in study.members[1:]}
+    assert setting["scores"] == scores
+    assert setting["iqm"] == iqm(list(scores.values()))
+    assert setting["interval"] is None
+    assert "a file stands" in (study.folder / "logs" / f"{study.members[0].run_id}.log").read_text()
+
+    broken.unlink()
+    made = {m.run_id: record_of(m.config.run_dir)["finished_at"] for m in study.members[1:]}
+    studies.run(study, _QUIET, at_a_time=2)
+    again = studies.result(study)
+    assert again["failed"] == []
+    assert len(again["settings"][0]["interval"]) == 2
+    assert {m.run_id: record_of(m.config.run_dir)["finished_at"] for m in study.members[1:]} == made
+    assert json.loads((study.folder / "study.json").read_text()) == again
+    assert study.steps == 3 * 96
+    page = write_study(again).read_text()
+    assert "<svg" in page
+    for member in study.members:
+        assert f"runs/{member.run_id}/report.html" in page
+    assert "3 of 3" in study_markdown(again)
+
+
+def test_a_stop_reaches_the_members(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Asked to stop, a study waits until its members have committed, and says how far they are."""
+    _without_prefect(monkeypatch)
+    total = "experiment.total_timesteps=1000000"
+    study = studies.plan("long", _words(tmp_path, total, "evaluation.enabled=false"), [0, 1])
+    stop = StopRequest(5.0)
+    folder = study.members[0].config.run_dir
+
+    def later() -> None:
+        until(lambda: len(steps_committed(folder)) > 1)
+        stop.by = signal.SIGTERM
+
+    thread = threading.Thread(target=later)
+    thread.start()
+    with pytest.raises(Interrupted, match=r"study long stopped at \d+ steps"):
+        studies.run(study, stop)
+    thread.join()
+    assert record_of(folder)["status"] == "interrupted"
+    assert study.steps == record_of(folder)["global_step"] > 0
+    assert not study.members[1].config.run_dir.exists()
+
+
+def test_a_member_in_other_hands_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a killed study has left running is not started a second time beside itself."""
+    _without_prefect(monkeypatch)
+    study = studies.plan("held", _words(tmp_path), [0])
+    folder = study.members[0].config.run_dir
+    folder.mkdir(parents=True)
+    done = threading.Thread(target=studies.run, args=(study, _QUIET))
+    with leased_folder(folder):
+        done.start()
+        done.join(2.0)
+        assert done.is_alive()
+        assert not (folder / "run.json").exists()
+    done.join(60.0)
+    assert record_of(folder)["status"] == "finished"
+
+
+@pytest.mark.slow  # starts a Prefect API and a process per member
+def test_the_command_runs_a_study(tmp_path: Path) -> None:
+    """`rl-research study` trains its members as flow runs, and answers with the table."""
+    command = [sys.executable, "-m", "rl_research", "study", "cli", *_words(tmp_path)]
+    done = subprocess.run(
+        [*command, "--seeds", "0", "--setting", "algorithm.params.gamma=0.9", "--json"],
+        capture_output=True, text=True, timeout=300, check=False, env=dict(os.environ),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert result["settings"][0]["setting"] == "algorithm.params.gamma=0.9"
+    (run_dir,) = result["settings"][0]["runs"].values()
+    assert record_of(Path(run_dir))["flow_run_id"]
