@@ -26,7 +26,7 @@ from rl_research.evaluation import Scores
 from rl_research.records import left_of, read_record, result_of
 from rl_research.resume import finished_result
 from rl_research.run import Run, open_run
-from rl_research.uploads.delivery import Home
+from rl_research.uploads.home import Home
 from rl_research.uploads.queue import Uploads, uploads_of
 
 

@@ -20,7 +20,7 @@ from rl_research.checkpoints import Checkpoint
 from rl_research.errors import ConfigError, RLResearchError, StorageError, in_a_line
 from rl_research.storage import is_transient
 from rl_research.uploads import afterwords, leftovers
-from rl_research.uploads.delivery import Home
+from rl_research.uploads.home import Home
 
 _log = logging.getLogger(__name__)
 _DELIVERED = "delivered"
@@ -77,7 +77,9 @@ def _deliver(home: Home, confirm: Callable[[], None]) -> tuple[list[Outcome], bo
     outcomes: list[Outcome] = []
     answers = True
     for checkpoint in reversed(leftovers.missing(home)):
-        state: State[Any] = task(lambda c: home.bring(c, confirm), checkpoint, return_state=True)
+        state: State[Any] = task(
+            lambda c: home.bring(c, confirm).checkpoint, checkpoint, return_state=True
+        )
         outcome = _DELIVERED if state.is_completed() else in_a_line(state.data)
         outcomes.append(_outcome(home, checkpoint, outcome))
         answers = not (isinstance(state.data, BaseException) and is_transient(state.data))

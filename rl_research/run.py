@@ -72,6 +72,11 @@ class Run:
                 "what it held is lost. Start the run again."
             )
 
+    def confirm_lease(self) -> None:
+        """`StoreLease.confirm`, where the run has a store."""
+        if self.store_lease is not None:
+            self.store_lease.confirm()
+
     def finish(self) -> None:
         """Note that everything has been done."""
         self.save(status="finished", finished_at=_now())

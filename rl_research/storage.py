@@ -24,12 +24,13 @@ from typing import Any
 from rl_research.errors import StorageError
 from rl_research.files import raise_if_refused
 from rl_research.filesystems import parts
+from rl_research.filesystems.clients import crosses_network
 from rl_research.filesystems.connection import is_transient
 from rl_research.filesystems.filesystem import MISSING, FileSystem
 from rl_research.filesystems.unfinished import Unfinished
 from rl_research.utils.files import sha256
 
-__all__ = ["TIMEOUT", "Entry", "Store", "Unfinished", "is_transient"]
+__all__ = ["TIMEOUT", "Entry", "Store", "Unfinished", "crosses_network", "is_transient"]
 
 TIMEOUT = 60.0  # seconds without progress until an operation is given up
 _HERE = frozenset([errno.ENOSPC, errno.EDQUOT, errno.EROFS])  # while fetching: this machine's disk

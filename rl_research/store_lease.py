@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,16 @@ _LAST_WORD = 5.0  # seconds that giving up a lease may take when a run ends
 
 class NotYetOurs(ConnectionError):
     """Raised while the store could not be asked whose the run is; a connection failure, so retried."""
+
+
+@dataclass(frozen=True)
+class Share:
+    """What a process needs to confirm a lease for the one that has it: a `StoreLease` to send to it."""
+
+    run_id: str
+    seconds: float
+    holder: Mapping[str, Any]
+    held: bool
 
 
 class StoreLease:
@@ -52,6 +63,18 @@ class StoreLease:
         self._ended = threading.Event()
         self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._renew, daemon=True, name="store lease")
+
+    @property
+    def share(self) -> Share:
+        """The lease as it stands, for a process of this one's."""
+        return Share(self.run_id, self.seconds, self._me, self._held)
+
+    @classmethod
+    def of(cls, share: Share, open_store: Callable[[], Store]) -> StoreLease:
+        """The lease of which *share* was given: to be confirmed, never to be acquired or released."""
+        lease = cls(open_store, share.run_id, share.seconds)
+        lease._me, lease._held = dict(share.holder), share.held
+        return lease
 
     def acquire(self, on_wait: Callable[[], None] = lambda: None) -> None:
         """Take the lease; `ConfigError` naming the holder if another process has the run open.

@@ -23,7 +23,7 @@ from rl_research.errors import ConfigError
 from rl_research.leases import DELIVERY, leased_folder
 from rl_research.run import open_run
 from rl_research.uploads import afterwords, leftovers
-from rl_research.uploads.delivery import Home
+from rl_research.uploads.home import Home
 from rl_research.utils.sync import Policy, find
 from rl_research.utils.sync.places import deliver as sync
 

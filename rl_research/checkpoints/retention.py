@@ -41,7 +41,7 @@ def prune(
     """Remove from the run folder what neither `kept` nor *in_use* names; return the names that went."""
     _settle_replacements(run_dir / FOLDER)
     store = Store(run_dir / FOLDER)
-    gone = _remove_all_but(store, keep_last, keep_best, keep_every, in_use)
+    _, gone = _remove_all_but(store, keep_last, keep_best, keep_every, in_use)
     sweep(run_dir)
     return [checkpoint.name for checkpoint in gone]
 
@@ -49,12 +49,12 @@ def prune(
 def prune_store(
     store: Store, *, keep_last: int, keep_best: int, keep_every: int = 0
 ) -> list[Checkpoint]:
-    """The same in a run's *store*, with the replay segments that nothing kept there needs."""
-    gone = _remove_all_but(store, keep_last, keep_best, keep_every)
+    """The same in a run's *store*, with the replay segments that nothing kept there needs; what stays."""
+    stay, gone = _remove_all_but(store, keep_last, keep_best, keep_every)
     if gone and (needed := needed_segments(store)) is not None:
         for segment in {name for checkpoint in gone for name in checkpoint.shared} - needed:
             store.remove(f"{REPLAY}/{segment}")
-    return gone
+    return stay
 
 
 def _remove_all_but(
@@ -63,13 +63,14 @@ def _remove_all_but(
     keep_best: int,
     keep_every: int,
     in_use: Collection[str] = (),
-) -> list[Checkpoint]:
+) -> tuple[list[Checkpoint], list[Checkpoint]]:
+    """What stays, and what has gone."""
     found = list_checkpoints(store)
     keep = kept(found, keep_last, keep_best, keep_every) | set(in_use)
     gone = [checkpoint for checkpoint in found if checkpoint.name not in keep]
     for checkpoint in gone:
         remove(checkpoint)
-    return gone
+    return [checkpoint for checkpoint in found if checkpoint.name in keep], gone
 
 
 def remove(checkpoint: Checkpoint) -> None:

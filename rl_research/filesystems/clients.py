@@ -25,6 +25,11 @@ def schemes(url: str) -> list[str]:
     return [part for part in parts if re.fullmatch(r"[A-Za-z0-9+.-]+", part)]
 
 
+def crosses_network(url: str) -> bool:
+    """Whether *url* names one of the servers that are known here; what others do is not told by a name."""
+    return not (_S3 | _GCS | _SFTP | _AZURE).isdisjoint(schemes(url))
+
+
 def bounded(url: str, options: Mapping[str, Any], timeout: float) -> dict[str, Any]:
     """*options* of the file systems in *url*, with bounds of *timeout* seconds where they set none."""
     chain = schemes(url) if "://" in url or "::" in url else []

@@ -17,7 +17,8 @@ from rl_research import checkpoints
 from rl_research.checkpoints import Checkpoint
 from rl_research.errors import StorageError
 from rl_research.records import read_record
-from rl_research.uploads.delivery import PATIENCE, Home, facts_of, tell
+from rl_research.uploads.delivery import PATIENCE, facts_of, tell
+from rl_research.uploads.home import Home
 from rl_research.utils import segments
 from rl_research.utils.files import unused
 from rl_research.utils.logger import ExperimentLogger

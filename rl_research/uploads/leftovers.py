@@ -21,7 +21,7 @@ from rl_research.leases import DELIVERY, leased_folder
 from rl_research.records import DESCRIPTION, read_record
 from rl_research.records import RECORD as RUN_RECORD
 from rl_research.store_lease import StoreLease
-from rl_research.uploads.delivery import Home
+from rl_research.uploads.home import Home
 
 _log = logging.getLogger(__name__)
 

@@ -14,7 +14,9 @@ from rl_research.credentials import without_password
 from rl_research.errors import Interrupted, RLResearchError, in_a_line
 from rl_research.run import Run
 from rl_research.storage import is_transient
-from rl_research.uploads.delivery import Home, deliver, mean_of
+from rl_research.uploads.courier import Courier
+from rl_research.uploads.delivery import deliver
+from rl_research.uploads.home import Home, mean_of
 
 _log = logging.getLogger(__name__)
 _WAITING = 2  # checkpoints that may wait while one is on its way
@@ -41,6 +43,7 @@ class Uploads:
     def __init__(self, run: Run, through: Deliver):
         self.run = run
         self.home = Home(run.dir, run.config)
+        self._courier = Courier(self.home, run.store_lease)
         self._through = through
         self._waiting: list[Checkpoint] = []
         self._on_its_way: Checkpoint | None = None
@@ -51,6 +54,7 @@ class Uploads:
 
     def start(self) -> None:
         """Begin, with what an earlier segment has left."""
+        self._courier.start()
         self._thread.start()
 
     def add(self, checkpoint: Checkpoint) -> None:
@@ -87,6 +91,7 @@ class Uploads:
             until = self._bound(until)
         with self._changed:
             self._too_late = True
+        self._courier.end()
 
     def _bound(self, until: float) -> float:
         stop = self.run.stop
@@ -137,7 +142,7 @@ class Uploads:
         if self._too_late:
             raise TooLate(f"step {checkpoint.global_step}: the run ended before it was uploaded")
         try:
-            return deliver(self.run, checkpoint)
+            return deliver(self.run, checkpoint, self._courier.bring)
         except Exception as error:
             if not checkpoint.still_there():
                 return None
