@@ -74,7 +74,7 @@ def upload_rounds(
         ways = list(commands)
         for way in ways if number % 2 else ways[::-1]:
             bucket = f"round-{number}-{way.replace(' ', '-')}"
-            server.bucket(bucket)
+            server.bucket(f"{bucket}/files")  # the server fails two first files of a folder
             found[way].append(cost_of([*commands[way], f"s3://{bucket}/files"], variables))
             shutil.rmtree(server.folder / bucket)
     return found

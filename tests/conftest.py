@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -51,6 +52,14 @@ def pytest_configure(config: pytest.Config) -> None:
             del os.environ[name]
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
+    usual = {
+        signal.SIGINT: signal.default_int_handler,
+        signal.SIGHUP: signal.SIG_DFL,
+        signal.SIGTERM: signal.SIG_DFL,
+    }
+    for number, handler in usual.items():
+        if signal.getsignal(number) is signal.SIG_IGN:  # which every child would inherit
+            signal.signal(number, handler)
     home = config.stash[_home] = tempfile.TemporaryDirectory(
         prefix="rl-research-tests-", ignore_cleanup_errors=True
     )
