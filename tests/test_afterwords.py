@@ -174,7 +174,7 @@ def test_an_offline_run_gets_a_segment_more(
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from rl_research.uploads import afterwords, delivery, leftovers
+from rl_research.uploads import afterwords, home, leftovers
 
 def die(*_, **__):
     os.kill(os.getpid(), signal.SIGKILL)
@@ -186,10 +186,10 @@ if moment == "within":
 elif moment == "before":
     Path.rename = die
 elif moment == "after":
-    delivery.Deliveries.note = die
-(home,) = leftovers.homes(Path(sys.argv[1]))
-with leftovers.held(home):
-    afterwords.tell_of(home, afterwords.untold(home))
+    home.Deliveries.note = die
+(found,) = leftovers.homes(Path(sys.argv[1]))
+with leftovers.held(found):
+    afterwords.tell_of(found, afterwords.untold(found))
 """
 
 
