@@ -24,6 +24,7 @@ from rl_research.checkpoints import Checkpoint
 from rl_research.config import load_config
 from rl_research.description.literal_secrets import checkpoint_out_of_sight, out_of_sight, refuse
 from rl_research.errors import CheckpointDamaged, ConfigError, StorageError
+from rl_research.filesystems.parts import PART
 from rl_research.storage import Store, below
 
 PREFIX = "läufe mit leerzeichen/试验"
@@ -100,6 +101,21 @@ def test_a_store_keeps_what_it_is_given(server: Server, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         store.read("two/big")
     assert not [path for path in server.files("runs") if path.startswith(f"{PREFIX}/ä b/two")]
+
+
+def test_files_of_all_sizes_arrive_side_by_side(server: Server, tmp_path: Path) -> None:
+    """However many files of whatever sizes go at once, each arrives byte for byte."""
+    sizes = [0, 1, PART - 1, PART, PART + 1, 3 * PART - 5, *range(100, 2000, 47)]
+    files = {f"many/{number:02d}": tmp_path / f"{number}" for number in range(2 * len(sizes))}
+    for path, size in zip(files.values(), 2 * sizes, strict=True):
+        path.write_bytes(os.urandom(size))
+    store = Store(server.url(f"runs/{PREFIX}"), server.options)
+    store.write("many/first", b"")  # rclone's server fails two first files of a folder
+    store.put_files(files)
+    there = server.files("runs")
+    assert {name: there[f"{PREFIX}/{name}"] for name in files} == {
+        name: path.read_bytes() for name, path in files.items()
+    }
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import io
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -30,17 +31,26 @@ class Progress:
         """*value* bytes in all."""
         self.moved = value
 
-    def body(self, data: bytes) -> io.BytesIO:
-        """*data* as the body of a request, which counts as it is read towards the network."""
-        return _Body(data, self)
 
+class Body(io.BytesIO):
+    """Bytes of a file as the body of a request: they tell *progress* as they are read towards the network."""
 
-class _Body(io.BytesIO):
-    def __init__(self, data: bytes, progress: Progress):
-        super().__init__(data)
+    def __init__(self, progress: Progress):
+        super().__init__()
         self._progress = progress
 
+    def fill(self, source: Path, start: int, size: int) -> None:
+        """Hold the *size* bytes of *source* from *start* on; memory for as many is used again."""
+        if len(self.getbuffer()) != size:
+            super().__init__(bytes(size))
+        with source.open("rb") as file, self.getbuffer() as memory:
+            file.seek(start)
+            held = file.readinto(memory)
+        self.truncate(held)
+        self.seek(0)
+
     def read(self, size: int | None = -1, /) -> bytes:
+        """The next *size* bytes, as of any file."""
         piece = super().read(size)
         self._progress.relative_update(len(piece))
         return piece
