@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -9,6 +10,7 @@ import random
 import subprocess
 import sys
 import tempfile
+from contextlib import ExitStack
 from pathlib import Path
 from typing import IO
 
@@ -244,6 +246,24 @@ def test_a_folder_that_a_sweep_takes_before_it_is_locked_is_made_again(
     monkeypatch.setattr(fcntl, "flock", late)
     with scratch.scratch() as folder:
         assert [folder] == list(tmp_path.iterdir()) != swept
+        scratch._sweep()
+        assert folder.exists()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_without_a_lock_is_not_swept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where its process could not lock it, nobody can tell whether it is alive; sweeps spare it."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+
+    def refused(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    with ExitStack() as stack:
+        with monkeypatch.context() as without_locks:
+            without_locks.setattr(fcntl, "flock", refused)
+            folder = stack.enter_context(scratch.scratch())
         scratch._sweep()
         assert folder.exists()
     assert list(tmp_path.iterdir()) == []

@@ -32,9 +32,14 @@ def _made() -> tuple[Path, IO[str]]:
     while True:
         folder = Path(tempfile.mkdtemp(prefix=_PREFIX))
         lock = (folder / _IN_USE).open("w")
-        with suppress(OSError):  # a disk without locks: then it stays when we are killed
-            fcntl.flock(lock, fcntl.LOCK_EX)
         with suppress(FileNotFoundError):
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            except (
+                OSError
+            ):  # a disk without locks: nobody may sweep it, so it stays if we are killed
+                (folder / _IN_USE).unlink()
+                return folder, lock
             if os.path.samestat((folder / _IN_USE).stat(), os.fstat(lock.fileno())):
                 return folder, lock
         lock.close()
