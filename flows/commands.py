@@ -13,6 +13,9 @@ from uuid import uuid4
 
 from prefect import Flow
 from prefect.client.schemas.objects import State
+from prefect.events import Event
+from prefect.events.clients import PrefectEventsClient
+from prefect.events.worker import EventsWorker, emit_events_to_cloud
 from prefect.settings import PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS
 
 from flows import pipeline
@@ -91,6 +94,7 @@ def _called(
 
     *alone* gets the id of the flow run that had begun, or a new one.
     """
+    _be_brief_about_events()
     with pipeline.witnessed() as seen:
         if api is None or api.answers(PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS.value()):
             try:
@@ -106,6 +110,37 @@ def _called(
     if api is not None:
         api.close()
     return alone(seen.flow_run_id or str(uuid4()))
+
+
+def _be_brief_about_events() -> None:
+    """Let Prefect try each of its events three times, not eleven times with pauses, and tell of one alone.
+
+    Those that fail stay in line for when the server is back. At the end it has been told of the flow run's
+    before, with patience; where that was in vain 15 events would keep the command for two minutes, and fill
+    the screen.
+    """
+    if emit_events_to_cloud():
+        return
+    EventsWorker.set_client_override(PrefectEventsClient, reconnection_attempts=2)
+    log = logging.getLogger("prefect._internal.concurrency")
+    if not any(isinstance(known, _OneLostEvent) for known in log.filters):
+        log.addFilter(_OneLostEvent())
+
+
+class _OneLostEvent(logging.Filter):
+    """Of the events that Prefect could not send the first, in a line; it shows each in 3,000 characters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._seen = False
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        item = record.args[1] if isinstance(record.args, tuple) and record.args[1:] else None
+        if not isinstance(item, Event):
+            return True
+        record.msg, record.args = "Prefect did not take %s; its pages may lack more", (item.event,)
+        first, self._seen = not self._seen, True
+        return first
 
 
 def _value(outcome: Any) -> Any:

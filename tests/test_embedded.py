@@ -187,6 +187,8 @@ def test_a_server_that_stays_dead_costs_a_line(tmp_path: Path) -> None:
     assert json.loads(out)["global_step"] == 24000
     assert "Traceback" not in err
     assert err.count(_UNTOLD) == 1
+    assert err.count("Prefect did not take prefect.task-run.") == 1
+    assert max(map(len, err.splitlines())) < 300  # Prefect shows an event in 3,000 characters
 
 
 def test_a_kept_server_that_goes_away_costs_a_line(tmp_path: Path, api: EmbeddedAPI) -> None:
