@@ -1,7 +1,7 @@
 """Real servers for tests: S3 and SFTP from rclone, GCS from its emulator, each with a folder of its own.
 
 What a server holds are plain files of that folder, so that a test can look at them without any client.
-Azure's is Azurite (`npm install azurite`), where it is on the PATH; it keeps a database of its own, and
+Azure's is Azurite, which make installs where npm is; it keeps a database of its own, and
 is asked through Microsoft's client.
 """
 
@@ -223,9 +223,10 @@ def _sftp(folder: Path, port: int) -> Server:
 
 
 def _az(folder: Path, port: int) -> Server:
-    program = shutil.which("azurite-blob")
+    installed = Path(sys.prefix, "azurite", "node_modules", ".bin")  # by make, where npm is
+    program = shutil.which("azurite-blob") or shutil.which("azurite-blob", path=installed)
     if program is None:
-        pytest.skip("Azurite is not on the PATH: npm install azurite")
+        pytest.skip("Azurite is not there: it takes npm, and `make install`")
     key = base64.b64encode(secrets.token_bytes(32)).decode()
     return Server(
         "az", folder, port,
