@@ -91,7 +91,8 @@ class _Parted(_Whole, ABC):
         super().__init__(fs, source, path, progress)
         self.part = max(PART, -(-self.size // _MOST_PARTS))
         self.count = -(-self.size // self.part)
-        self._beginning, self._begun, self._left = asyncio.Lock(), False, self.count
+        self._beginning: asyncio.Future[None] | None = None
+        self._begun, self._left = False, self.count
 
     def steps(self) -> Iterator[_Step]:
         if self.size <= PART:
@@ -105,15 +106,18 @@ class _Parted(_Whole, ABC):
                 await asyncio.wait_for(self._abort(), _LAST_WORD)
 
     async def _send(self, index: int, body: Body) -> None:
-        async with self._beginning:
-            if not self._begun:
-                await self._begin()
-                self._begun = True
+        if self._beginning is None:
+            self._beginning = asyncio.ensure_future(self._begin_once())
+        await self._beginning  # by all of them: what cannot be begun is not begun again
         await self._send_part(index, body)
         self._left -= 1
         if not self._left:
             await self._complete()
             self._begun = False
+
+    async def _begin_once(self) -> None:
+        await self._begin()
+        self._begun = True
 
     async def _filled(self, body: Body, index: int) -> Body:
         start = index * self.part

@@ -94,8 +94,9 @@ async def all_or_first_error(jobs: Sequence[Callable[[], Awaitable[Any]]]) -> No
     try:
         await asyncio.gather(*tasks)
     finally:
-        for task in tasks:
-            await _ended(task)
+        for task in tasks:  # all of them before any is waited for, so that none begins anything new
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def _ended(task: asyncio.Future[Any]) -> None:
