@@ -508,18 +508,18 @@ _ONLINE = """
 @pytest.mark.parametrize("server", ["refused", "half", "no key"])
 def test_an_online_run_without_a_server_goes_on_offline(server: str, launch: Path) -> None:
     """Within the bound the run continues offline, with its rows and one warning."""
-    half = ThreadingHTTPServer(("127.0.0.1", 0), _HalfServer)
-    if server == "half":
-        threading.Thread(target=half.serve_forever, daemon=True).start()
-    else:
-        half.server_close()
-    env = {
-        "WANDB_BASE_URL": f"http://127.0.0.1:{half.server_port}",
-        "NETRC": str(launch / "netrc"),
-        "WANDB_API_KEY": "" if server == "no key" else "x" * 40,
-    }
-    done = _script(_ONLINE, launch, **env)
-    half.server_close()
+    with ThreadingHTTPServer(("127.0.0.1", 0), _HalfServer) as half:
+        env = {
+            "WANDB_BASE_URL": f"http://127.0.0.1:{half.server_port}",
+            "NETRC": str(launch / "netrc"),
+            "WANDB_API_KEY": "" if server == "no key" else "x" * 40,
+        }
+        if server == "half":
+            threading.Thread(target=half.serve_forever, daemon=True).start()
+            done = _script(_ONLINE, launch, **env)
+            half.shutdown()  # a closed socket alone would keep its thread busy until the session ends
+    if server != "half":
+        done = _script(_ONLINE, launch, **env)
     assert done.returncode == 0, done.stderr
     warnings = [line for line in done.stderr.splitlines() if "rl_research" in line]
     assert len(warnings) == 1
