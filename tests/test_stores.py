@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import hashlib
 import json
 import os
@@ -265,6 +267,24 @@ def test_an_upload_that_cannot_be_begun_is_asked_for_once(s3: Server, tmp_path: 
             store.put(tmp_path / "big", "big")
         assert len([path for path in faults.paths if "?uploads" in path]) == 1
         assert not [path for path in faults.paths if "partNumber" in path]
+
+
+def test_a_broken_connection_is_told_once(s3: Server, caplog: pytest.LogCaptureFixture) -> None:
+    """What a client's own task leaves of it is no traceback in the log; any other error still is."""
+    loop = Store(s3.url("runs/once"), s3.options).fs.loop
+
+    async def leave(error: Exception) -> None:
+        async def fail() -> None:
+            raise error
+
+        task = asyncio.ensure_future(fail())
+        await asyncio.wait([task])
+
+    for error in (ConnectionResetError("closing transport"), ValueError("a bug")):
+        asyncio.run_coroutine_threadsafe(leave(error), loop).result(10)
+        gc.collect()
+    told = [record.exc_info[1] for record in caplog.records if record.exc_info]
+    assert list(map(str, told)) == ["a bug"]
 
 
 def test_a_damaged_checkpoint_in_the_store_is_reported(

@@ -7,11 +7,16 @@ again. Options of the user's win over these.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 from collections.abc import Iterator, Mapping
 from types import MethodType
 from typing import Any
+
+from rl_research.filesystems.connection import is_transient
+
+_log = logging.getLogger(__name__)
 
 _CONNECT = 10.0  # seconds until a connection has to stand
 _S3, _GCS, _SFTP, _AZURE = {"s3", "s3a"}, {"gs", "gcs"}, {"sftp", "ssh"}, {"az", "abfs", "abfss"}
@@ -74,6 +79,25 @@ def bound_waiting(fs: Any, timeout: float) -> None:
         ftp = vars(link).get("ftp")
         if hasattr(ftp, "get_channel"):
             ftp.get_channel().settimeout(timeout)
+
+
+def tell_failures_once(fs: Any) -> None:
+    """Let what breaks a connection be told by the operation alone.
+
+    aiohttp forgets the task that writes a request where the connection is reset before it has begun, and
+    asyncio logs its traceback, some time later.
+    """
+    for link in _chain(fs):
+        if link.async_impl and link.loop.get_exception_handler() is None:
+            link.loop.set_exception_handler(_left_alone)
+
+
+def _left_alone(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    error = context.get("exception")
+    if error is not None and is_transient(error):
+        _log.debug("left by an operation that has ended: %r", error)
+    else:
+        loop.default_exception_handler(context)
 
 
 def forget(fs: Any) -> None:

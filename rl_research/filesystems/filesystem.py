@@ -175,6 +175,7 @@ class FileSystem:
                 self._client, self.root = self._opened()
                 clients.try_once(self._client)
                 clients.bound_waiting(self._client, self.timeout)
+                clients.tell_failures_once(self._client)
         except ImportError as error:
             extra = next((_EXTRAS[s] for s in clients.schemes(self._given) if s in _EXTRAS), None)
             install = f"pip install 'rl-research[{extra}]'" if extra else str(error)
