@@ -350,8 +350,13 @@ def test_training_goes_on_without_the_api(in_run: Any) -> None:
 
 @pytest.mark.usefixtures("dead_api")
 @pytest.mark.parametrize("publish", [artifacts.publish_links, artifacts.publish_summary])
-def test_publishing_fails_softly(in_run: Any, publish: Callable[[Any], None]) -> None:
+def test_publishing_fails_softly(
+    in_run: Any, publish: Callable[[Any], None], caplog: pytest.LogCaptureFixture
+) -> None:
     """Links and summaries that the API does not take cost a line in the log."""
     in_run.record["wandb"] |= {"dir": "somewhere", "path": "p/r", "mode": "offline"}
     in_run.save(status="finished")
     publish(in_run)
+    told = [line for line in caplog.messages if line.startswith("Prefect did not take")]
+    assert len(told) == 1
+    assert len(told[0].splitlines()) == 1

@@ -250,14 +250,24 @@ def test_values_that_are_not_finite_are_counted(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "results", [np.zeros((0, 5)), np.full((2, 4), np.nan), np.ones((3, 1)), np.ones(3)]
+    ("results", "row"),
+    [
+        (np.zeros((0, 5)), None),
+        (np.full((2, 4), np.nan), None),
+        (np.ones((3, 1)), "30,000 1.00 ± 0.00 – 1"),
+        (np.ones(3), None),
+    ],
 )
-def test_evaluations_of_any_shape(tmp_path, results):
+def test_evaluations_of_any_shape(tmp_path, results, row):
     """None, undefined, single-episode and flat evaluations leave a page without false intervals."""
     folder = run_folder(tmp_path)
     evaluations(folder, results)
     (folder / "scores.json").unlink()
-    write_report(folder)
+    text = page_of(folder).text
+    if row is None:
+        assert "The evaluations as a table" not in text
+    else:
+        assert row in text
 
 
 def test_pickles_in_evaluations_are_not_opened(tmp_path):
