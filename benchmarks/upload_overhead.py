@@ -1,11 +1,12 @@
 """What uploads beside training cost the training: the same runs with and without a store, taken in turns.
 
-    python benchmarks/upload_overhead.py [--rounds 5] [--steps 20000] [--url URL]
+    python benchmarks/upload_overhead.py [--rounds 5] [--steps 100000] [--url URL]
 
 Each pair trains the same bits; printed is the ratio of the seconds in training, pair by pair, and its
 median: on the clock, which only an idle machine makes worth reading, and of the training thread's own
 processor time, which leaves out what it waits for the interpreter's lock. The store is a folder unless
-*URL* names another.
+*URL* names another. The ten checkpoints of the 100,000 steps of `cartpole_ppo` come 2.5 times as often as
+by default, some two seconds apart.
 """
 
 from __future__ import annotations
@@ -24,12 +25,14 @@ from rl_research.uploads.queue import uploads_of
 
 
 def overhead(
-    runs_dir: Path, url: str, *, rounds: int = 5, steps: int = 20_000
+    runs_dir: Path, url: str, *, rounds: int = 5, steps: int = 100_000
 ) -> list[tuple[float, float]]:
     """Training with uploads over training without, for each pair of runs: on the clock, and in its thread.
 
-    The clock stops when training has ended, before what is left is flushed.
+    The clock stops when training has ended, before what is left is flushed. A short run, which is not
+    counted, imports and connects.
     """
+    _seconds(runs_dir, "warm-up", url, 2_000)
     pairs = []
     for number in range(rounds):
         order = [None, url] if number % 2 else [url, None]  # neither is always the first
@@ -73,12 +76,11 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=20_000)
+    parser.add_argument("--steps", type=int, default=100_000)
     parser.add_argument("--url", help="where the uploads go (default: a temporary folder)")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         url = given.url or f"{folder}/store"
-        overhead(Path(folder, "warm"), url, rounds=1, steps=2_000)
         ratios = overhead(Path(folder, "runs"), url, rounds=given.rounds, steps=given.steps)
     report(ratios)
 

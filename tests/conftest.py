@@ -12,9 +12,11 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
+from helpers import Call
 from servers import az, gcs, s3, sftp  # noqa: F401  # fixtures, for every test file
 from syncing import server  # noqa: F401  # W&B, where a file has no other
 
+from rl_research import cli
 from rl_research.config import Config, load_config
 
 _FOREIGN = ("WANDB_", "PREFECT_API_", "PREFECT_PROFILE", "PREFECT_HOME")
@@ -149,6 +151,23 @@ def tiny_config(tmp_path: Path) -> TinyConfig:
         return load_config([*defaults, *given])
 
     return make
+
+
+@pytest.fixture
+def call(capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> Call:
+    """Run the command in this process; its exit code, standard output, and what it said besides."""
+
+    def run(*words: str) -> tuple[int, str, str]:
+        capfd.readouterr()
+        caplog.clear()
+        try:
+            code = cli.main(list(words))
+        except SystemExit as end:
+            code = int(end.code or 0)
+        out, err = capfd.readouterr()
+        return code, out, err + caplog.text
+
+    return run
 
 
 @pytest.fixture(scope="session")

@@ -12,11 +12,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+#: The command in this process: its exit code, its standard output, and what it said besides.
+Call = Callable[..., tuple[int, str, str]]
 
 ON_POLICY = ("a2c", "ppo", "trpo")
 _WALL_CLOCK = ("time/",)

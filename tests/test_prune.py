@@ -16,10 +16,10 @@ from typing import Any
 import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
-from helpers import environment, record_of, tiny
+from helpers import Call, environment, record_of, tiny
 from servers import Server
 
-from rl_research import checkpoints, cli, stages
+from rl_research import checkpoints, stages
 from rl_research.checkpoints import Checkpoint, remote_store
 from rl_research.config import load_config
 from rl_research.errors import ConfigError
@@ -32,7 +32,6 @@ from rl_research.storage import Store
 
 DAY = 86400.0
 KEEP = {"keep_last": 1, "keep_best": 0, "keep_every": 0}
-Call = Callable[..., tuple[int, str, str]]
 
 
 def _commit(
@@ -65,23 +64,6 @@ def _whole(store: Store) -> list[int]:
 
 def _places(pruned: Pruned) -> list[str]:
     return [reason for _, reason in pruned.spared]
-
-
-@pytest.fixture
-def call(capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> Call:
-    """Run the command in this process; its exit code, standard output, and what it complained of."""
-
-    def run(*words: str) -> tuple[int, str, str]:
-        capfd.readouterr()
-        caplog.clear()
-        try:
-            code = cli.main(list(words))
-        except SystemExit as end:
-            code = int(end.code or 0)
-        out, err = capfd.readouterr()
-        return code, out, err + caplog.text
-
-    return run
 
 
 # ---------------------------------------------------------------- retention

@@ -6,21 +6,19 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
-from helpers import tiny
+from helpers import Call, tiny
 from servers import Server
 
-from rl_research import checkpoints, cli, stages
+from rl_research import checkpoints, stages
 from rl_research.checkpoints import Checkpoint
 from rl_research.config import load_config
 from rl_research.errors import CheckpointDamaged, CheckpointMissing
 from rl_research.run import open_run
 from rl_research.storage import Store
-
-Call = Callable[..., tuple[int, str, str]]
 
 
 def _run(folder: Path, means: Mapping[int, float | None], *, at: float = 1000.0) -> Path:
@@ -47,23 +45,6 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     _run(tmp_path / "runs" / "newer.replaced-1", {7: 99.0}, at=3000)
     monkeypatch.chdir(tmp_path)
     return tmp_path / "runs"
-
-
-@pytest.fixture
-def call(capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> Call:
-    """Run the command in this process; its exit code, standard output, and what it said besides."""
-
-    def run(*words: str) -> tuple[int, str, str]:
-        capfd.readouterr()
-        caplog.clear()
-        try:
-            code = cli.main(list(words))
-        except SystemExit as end:
-            code = int(end.code or 0)
-        out, err = capfd.readouterr()
-        return code, out, err + caplog.text
-
-    return run
 
 
 # ---------------------------------------------------------------- the grammar

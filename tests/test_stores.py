@@ -555,15 +555,19 @@ def test_azure_serves_a_whole_run_and_keeps_its_secret(az: Server, tmp_path: Pat
 
 @pytest.mark.slow  # several processes that each import a client
 def test_the_benchmark_runs(tmp_path: Path) -> None:
-    """A round of two megabytes ends with figures, with or without the AWS command line."""
+    """A round of two megabytes and two thousand steps ends with the figures of both."""
     program = Path(__file__).parents[1] / "benchmarks" / "storage.py"
     fake = tmp_path / "aws"
     fake.write_text("#!/bin/sh\nsleep 0.1\n")
     fake.chmod(0o755)
     done = subprocess.run(
-        [sys.executable, program, "--rounds", "1", "--megabytes", "2", "--aws", fake],
+        [
+            sys.executable, program, "--aws", fake,
+            "--rounds", "1", "--megabytes", "2", "--steps", "2000",
+        ],
         capture_output=True, text=True, timeout=280, check=False, env=environment(),
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "ours start-up" in done.stdout
     assert "ours / aws, without" in done.stdout
+    assert "training with uploads / without" in done.stdout
