@@ -37,7 +37,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
-	@npm install --silent --no-audit --no-fund --prefix $(VENV)/azurite azurite@3.35.0 \
+	@npm install --silent --no-audit --no-fund --fetch-retries=1 --fetch-timeout=60000 --prefix $(VENV)/azurite azurite@3.35.0 \
 	  || echo "Azurite could not be installed with npm: the tests of Azure will be skipped."
 	@touch $@
 
