@@ -15,7 +15,11 @@ from prefect import Flow
 from prefect.client.schemas.objects import State
 from prefect.events import Event
 from prefect.events.clients import PrefectEventsClient
-from prefect.events.worker import EventsWorker, emit_events_to_cloud
+from prefect.events.worker import (
+    EventsWorker,
+    emit_events_to_cloud,
+    should_emit_events_to_running_server,
+)
 from prefect.settings import PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS
 
 from flows import pipeline
@@ -119,7 +123,7 @@ def _be_brief_about_events() -> None:
     before, with patience; where that was in vain 15 events would keep the command for two minutes, and fill
     the screen.
     """
-    if emit_events_to_cloud():
+    if emit_events_to_cloud() or not should_emit_events_to_running_server():
         return
     EventsWorker.set_client_override(PrefectEventsClient, reconnection_attempts=2)
     log = logging.getLogger("prefect._internal.concurrency")
