@@ -109,9 +109,8 @@ def test_files_of_all_sizes_arrive_side_by_side(server: Server, tmp_path: Path) 
     """However many files of whatever sizes go at once, each arrives byte for byte."""
     sizes = [0, 1, PART - 1, PART, PART + 1, 3 * PART - 5, *range(100, 2000, 47)]
     files = {f"many/{number:02d}": tmp_path / f"{number}" for number in range(2 * len(sizes))}
-    for path, size in zip(
-        files.values(), 2 * sizes, strict=True
-    ):  # the emulator of GCS loses a last \r
+    for path, size in zip(files.values(), 2 * sizes, strict=True):
+        # no carriage return at the end, which the emulator of GCS loses
         path.write_bytes(os.urandom(max(0, size - 1)) + b"."[:size])
     store = Store(server.url(f"runs/{PREFIX}"), server.options)
     store.write("many/first", b"")  # rclone's server fails two first files of a folder
