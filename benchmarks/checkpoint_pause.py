@@ -19,13 +19,15 @@ from typing import Any
 import gymnasium as gym
 import torch
 from stable_baselines3 import SAC
-from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.callbacks import CheckpointCallback as SB3CheckpointCallback
+from stable_baselines3.common.callbacks import (
+    BaseCallback,
+    CheckpointCallback as SB3CheckpointCallback,
+)
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv
 
-from rl_research.callbacks import CheckpointCallback
-from rl_research.envs import Restorable
+from rl_research.training.checkpoint_callback import CheckpointCallback
+from rl_research.training.envs import Restorable
 
 
 class OurTimed(CheckpointCallback):

@@ -47,7 +47,7 @@ EXPERIMENTS = {
 _WALL_CLOCK = ("time/fps", "time/time_elapsed")
 _TRAIN = """
 import sys
-from rl_research import stages
+from rl_research.training import stages
 from rl_research.config import load_config
 from rl_research.run import open_run
 with open_run(load_config(sys.argv[1:]), sys.argv[1:]) as run:

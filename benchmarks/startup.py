@@ -41,7 +41,7 @@ gym.register("First-v0", entry_point=First, max_episode_steps=500)
 """
 _LIBRARY = """
 import sys
-from rl_research import stages
+from rl_research.training import stages
 from rl_research.config import load_config
 from rl_research.run import open_run
 

@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 import offline_runs
 from wandb_server import WandbServer
 
-from rl_research.utils.sync import Policy, places
+from rl_research.sync import Policy, places
 
 
 def main() -> None:

@@ -18,9 +18,9 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from rl_research import stages
-from rl_research.config import load_config
-from rl_research.run import open_run
+from rl_research.config.experiment import load_config
+from rl_research.runs.run import open_run
+from rl_research.training import stages
 from rl_research.uploads.queue import uploads_of
 
 

@@ -11,11 +11,10 @@ from typing import Any
 
 from prefect import flow, task
 
-from flows import pipeline
-from rl_research import evaluation
 from rl_research.checkpoints import Checkpoint, find, storage_among
-from rl_research.description import literal_secrets
-from rl_research.evaluation import Scores
+from rl_research.config import literal_secrets
+from rl_research.orchestration import pipeline
+from rl_research.training import Scores, evaluation
 
 
 @flow(name="evaluate", flow_run_name="{checkpoint}", log_prints=False)

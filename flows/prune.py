@@ -12,13 +12,12 @@ from typing import Any
 from prefect import flow, task
 from prefect.client.schemas.objects import State
 
-from flows import pipeline
-from flows.artifacts import publish_pruned
 from rl_research.checkpoints import storage_among
-from rl_research.description import literal_secrets
+from rl_research.config import literal_secrets
 from rl_research.errors import RLResearchError, StorageError
+from rl_research.orchestration import pipeline, publish_pruned
 from rl_research.pruning import Pruned, Rules, prune_place
-from rl_research.quantities import parsed_size, parsed_time
+from rl_research.system import parsed_size, parsed_time
 
 
 @flow(name="prune", flow_run_name="prune {places}")

@@ -13,14 +13,12 @@ from prefect import flow, get_client, runtime
 from prefect.client.schemas.objects import State
 from prefect.states import Failed
 
-from flows import pipeline, recovery
-from flows.artifacts import publish_study
-from flows.local_server import answers
-from rl_research import study as studies
-from rl_research.description import literal_secrets
+from rl_research.config import literal_secrets
 from rl_research.errors import Interrupted, RLResearchError
-from rl_research.report.study import write_study
-from rl_research.signals import listening
+from rl_research.orchestration import answers, pipeline, publish_study, recovery
+from rl_research.report import write_study
+from rl_research.studies import study as studies
+from rl_research.system import listening
 
 
 def _named() -> str:

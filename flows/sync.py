@@ -14,11 +14,10 @@ from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from flows import pipeline
-from flows.artifacts import publish_sync, publish_synced_link
 from rl_research.checkpoints import storage_among
-from rl_research.description import literal_secrets
-from rl_research.utils.sync import LocalRun, Outcome, Policy, places, reason_not_to_try, server
+from rl_research.config import literal_secrets
+from rl_research.orchestration import pipeline, publish_sync, publish_synced_link
+from rl_research.sync import LocalRun, Outcome, Policy, places, reason_not_to_try, server
 
 _AT_A_TIME = 4  # runs that are tried again; the first try is one call of wandb for many
 _RUNNER: Any = ThreadPoolTaskRunner(max_workers=_AT_A_TIME)
@@ -74,7 +73,7 @@ def _try_all(runs: Sequence[LocalRun], force: bool) -> list[Outcome]:
 @task(task_run_name="send together", **pipeline.ONCE)
 def send_together(runs: Sequence[LocalRun], force: bool) -> list[Outcome]:
     """Try all *runs* in as few calls of wandb as possible."""
-    from rl_research.utils.sync.delivery import deliver  # with wandb, which a look needs not
+    from rl_research.sync import deliver  # with wandb, which a look needs not
 
     return deliver(runs, Policy(force=force))
 
@@ -82,7 +81,7 @@ def send_together(runs: Sequence[LocalRun], force: bool) -> list[Outcome]:
 @task(task_run_name="sync {run.run_id}", **pipeline.RETRIED)
 def deliver_run(run: LocalRun, first: Outcome, force: bool) -> Outcome | State[Any]:
     """See to one run: what came of the first try, else tries of its own."""
-    from rl_research.utils.sync.delivery import deliver
+    from rl_research.sync import deliver
 
     outcome = first if runtime.task_run.run_count == 1 else deliver([run], Policy(force=force))[0]
     if outcome.state in ("partial", "retryable"):

@@ -14,20 +14,23 @@ from typing import Any
 from prefect import flow, runtime, task
 from prefect.client.schemas.objects import State
 
-from flows import pipeline, recovery
-from flows.artifacts import Progress, beside, introduce, publish_checkpoint, publish_summary
-from flows.deliveries import ByTask
-from flows.upload import deliver_leftovers
-from rl_research import stages
 from rl_research.checkpoints import Checkpoint
 from rl_research.config import Config
 from rl_research.errors import Interrupted, RLResearchError, RunTakenOver
-from rl_research.evaluation import Scores
-from rl_research.records import left_of, read_record, result_of
-from rl_research.resume import finished_result
-from rl_research.run import Run, open_run
-from rl_research.uploads.home import Home
-from rl_research.uploads.queue import Uploads, uploads_of
+from rl_research.flows.upload import deliver_leftovers
+from rl_research.orchestration import (
+    ByTask,
+    Progress,
+    beside,
+    introduce,
+    pipeline,
+    publish_checkpoint,
+    publish_summary,
+    recovery,
+)
+from rl_research.runs import Run, left_of, open_run, read_record, result_of
+from rl_research.training import Scores, finished_result, stages
+from rl_research.uploads import Home, Uploads, uploads_of
 
 
 @flow(

@@ -13,14 +13,11 @@ from typing import Any
 from prefect import flow
 from prefect.client.schemas.objects import State
 
-from flows import pipeline
-from flows.artifacts import publish_deliveries
-from flows.deliveries import upload_checkpoint
 from rl_research.checkpoints import Checkpoint
 from rl_research.errors import ConfigError, RLResearchError, StorageError, in_a_line
+from rl_research.orchestration import pipeline, publish_deliveries, upload_checkpoint
 from rl_research.storage import is_transient
-from rl_research.uploads import afterwords, leftovers
-from rl_research.uploads.home import Home
+from rl_research.uploads import Home, late_artifacts, pending
 
 _log = logging.getLogger(__name__)
 _DELIVERED = "delivered"
@@ -40,7 +37,7 @@ def upload(runs_dir: str = "runs") -> list[Outcome] | State[Any]:
     """
     outcomes: list[Outcome] = []
     silent: set[str | None] = set()  # stores that did not answer are asked once per round
-    for home in leftovers.homes(Path(runs_dir)):
+    for home in pending.homes(Path(runs_dir)):
         if home.config.storage.url not in silent:
             found, answers = deliver_leftovers(home)
             outcomes += found
@@ -57,9 +54,9 @@ def upload(runs_dir: str = "runs") -> list[Outcome] | State[Any]:
 def deliver_leftovers(home: Home) -> tuple[list[Outcome], bool]:
     """What became of each checkpoint that *home*'s store lacks, and whether the store answers."""
     try:
-        if not leftovers.missing(home) and not afterwords.untold(home):
+        if not pending.missing(home) and not late_artifacts.untold(home):
             return [], True
-        with leftovers.held(home) as confirm:
+        with pending.held(home) as confirm:
             return _deliver(home, confirm)
     except ConfigError as busy:
         _log.info("%s", busy)
@@ -76,7 +73,7 @@ def _deliver(home: Home, confirm: Callable[[], None]) -> tuple[list[Outcome], bo
     task = upload_checkpoint.with_options(**pipeline.retried_within(home.config.storage.retry_for))
     outcomes: list[Outcome] = []
     answers = True
-    for checkpoint in reversed(leftovers.missing(home)):
+    for checkpoint in reversed(pending.missing(home)):
         state: State[Any] = task(
             lambda c: home.bring(c, confirm).checkpoint, checkpoint, return_state=True
         )
@@ -85,16 +82,16 @@ def _deliver(home: Home, confirm: Callable[[], None]) -> tuple[list[Outcome], bo
         answers = not (isinstance(state.data, BaseException) and is_transient(state.data))
         if not answers:
             break
-    leftovers.settle(home)
+    pending.settle(home)
     return outcomes + (_tell(home) if answers else []), answers
 
 
 def _tell(home: Home) -> list[Outcome]:
     """Tell W&B of what has arrived; what became of each checkpoint that it could not be told of."""
-    if not (arrived := afterwords.untold(home)):
+    if not (arrived := late_artifacts.untold(home)):
         return []
     try:
-        afterwords.tell_of(home, arrived)
+        late_artifacts.tell_of(home, arrived)
     except Exception as error:  # noqa: BLE001  # a line in the table, as above
         expected = isinstance(error, OSError | RLResearchError)
         _log.warning(

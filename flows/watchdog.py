@@ -32,15 +32,14 @@ from prefect.events.filters import EventFilter, EventNameFilter, EventResourceFi
 from prefect.logging.loggers import LoggingAdapter
 from prefect.states import Cancelled, Crashed
 
-from flows import pipeline, recovery
-from flows.study import name_of
 from rl_research.config import Config
 from rl_research.errors import RLResearchError
-from rl_research.leases import holder_of, stored_lease
-from rl_research.records import read_record
-from rl_research.resume import trained_steps
+from rl_research.flows.study import name_of
+from rl_research.orchestration import pipeline, recovery
+from rl_research.runs import holder_of, read_record, stored_lease
 from rl_research.storage import is_transient
-from rl_research.study import Study, plan
+from rl_research.studies import Study, plan
+from rl_research.training import trained_steps
 
 _GOES_ON = ("train", "study")
 _UNDER_WAY = (StateType.RUNNING, StateType.PENDING, StateType.CANCELLING)

@@ -7,11 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rl_research.config import load_config
-    from rl_research.utils.logger import ExperimentLogger
+    from rl_research.tracking import ExperimentLogger
 
 __all__ = ["ExperimentLogger", "__version__", "load_config"]
 
-_HOME = {"ExperimentLogger": "rl_research.utils.logger", "load_config": "rl_research.config"}
+_HOME = {
+    "ExperimentLogger": "rl_research.tracking.logger",
+    "load_config": "rl_research.config.experiment",
+}
 
 
 def __getattr__(name: str) -> Any:

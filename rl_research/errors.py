@@ -13,7 +13,7 @@
   - Interrupted              a signal asked the run to stop; it is committed and resumes (exit code 75)
 
 Connection failures are none of these: they keep the type their library gave them, and
-`rl_research.storage.is_transient` tells them apart. Whatever else leaves the library is a bug and
+`rl_research.storage.store.is_transient` tells them apart. Whatever else leaves the library is a bug and
 shows its traceback.
 """
 

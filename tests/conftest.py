@@ -16,8 +16,8 @@ from helpers import Call
 from servers import az, gcs, s3, sftp  # noqa: F401  # fixtures, for every test file
 from syncing import server  # noqa: F401  # W&B, where a file has no other
 
-from rl_research import cli
-from rl_research.config import Config, load_config
+from rl_research.cli import command
+from rl_research.config.experiment import Config, load_config
 
 _FOREIGN = ("WANDB_", "PREFECT_API_", "PREFECT_PROFILE", "PREFECT_HOME")
 _QUIET = {
@@ -161,7 +161,7 @@ def call(capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) ->
         capfd.readouterr()
         caplog.clear()
         try:
-            code = cli.main(list(words))
+            code = command.main(list(words))
         except SystemExit as end:
             code = int(end.code or 0)
         out, err = capfd.readouterr()

@@ -103,7 +103,7 @@ def wandb_records(run_dir: Path) -> Iterator[Any]:
     """Every whole record of every W&B segment below *run_dir*, oldest segment first."""
     from wandb.proto import wandb_internal_pb2
 
-    from rl_research.utils.segments import records
+    from rl_research.tracking.wandb_log import records
 
     for log in sorted(run_dir.glob("wandb/*run-*/run-*.wandb")):
         for payload in records(log):
@@ -268,8 +268,8 @@ def _nursery() -> None:
     import stable_baselines3  # noqa: F401  # imported once, for all segments
     import wandb  # noqa: F401
 
-    from rl_research import evaluation, stages  # noqa: F401
-    from rl_research.config import load_config
+    from rl_research.config.experiment import load_config
+    from rl_research.training import evaluation, stages  # noqa: F401
 
     load_config()
     for line in sys.stdin:
@@ -285,10 +285,10 @@ def _nursery() -> None:
 
 
 def _segment(overrides: list[str], die_at: int | None) -> int:
-    from rl_research import stages
-    from rl_research.config import load_config
+    from rl_research.config.experiment import load_config
     from rl_research.errors import RLResearchError
-    from rl_research.run import open_run
+    from rl_research.runs.run import open_run
+    from rl_research.training import stages
     from rl_research.uploads.queue import uploads_of
 
     config = load_config(overrides)

@@ -13,7 +13,7 @@ from helpers import environment
 from offline_runs import QUICK
 from wandb_server import WandbServer
 
-from rl_research.utils.sync import Outcome, Policy, places
+from rl_research.sync import Outcome, Policy, places
 
 
 @pytest.fixture

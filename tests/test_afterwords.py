@@ -16,16 +16,17 @@ from helpers import environment, record_of, steps_committed, tiny, wandb_records
 from wandb_backend import ServedRun
 from wandb_server import WandbServer
 
-from flows.upload import upload
-from rl_research import checkpoints, stages
-from rl_research.config import load_config
+from rl_research import checkpoints
+from rl_research.config.experiment import load_config
 from rl_research.errors import ConfigError
-from rl_research.leases import DELIVERY, leased_folder
-from rl_research.run import open_run
-from rl_research.uploads import afterwords, leftovers
-from rl_research.uploads.home import Home
-from rl_research.utils.sync import Policy, find
-from rl_research.utils.sync.places import deliver as sync
+from rl_research.flows.upload import upload
+from rl_research.runs.lease import DELIVERY, leased_folder
+from rl_research.runs.run import open_run
+from rl_research.sync import Policy, find
+from rl_research.sync.places import deliver as sync
+from rl_research.training import stages
+from rl_research.uploads import late_artifacts, pending
+from rl_research.uploads.run_storage import Home
 
 Train = Callable[..., Path]
 
@@ -62,7 +63,7 @@ def train(tmp_path: Path) -> Train:
 
 
 def _home(folder: Path) -> Home:
-    (home,) = leftovers.homes(folder.parent)
+    (home,) = pending.homes(folder.parent)
     return home
 
 
@@ -213,11 +214,11 @@ def test_killed_at_any_moment_it_is_told_once(
         _tell_and_die(folder, moment)
         assert _segments(folder) == before
         assert _sync(folder).startswith("unchanged"), "nothing that looks like a crashed run"
-        assert len(afterwords.untold(home)) == len(steps_committed(folder))
+        assert len(late_artifacts.untold(home)) == len(steps_committed(folder))
     for moment in ("after", "after", ""):
         _tell_and_die(folder, moment)
         assert len(_segments(folder)) == len(before) + 1
-    assert afterwords.untold(home) == []
+    assert late_artifacts.untold(home) == []
     assert _sync(folder).startswith("synced")
     _assert_all_told(server, folder, tmp_path / "store")
     assert _facts(server.run("mine")) == facts
@@ -237,7 +238,7 @@ def test_a_folder_that_was_moved_or_pruned_is_told_all_the_same(
     else:
         shutil.rmtree(folder / "wandb")
     home = _bring(folder)
-    afterwords.tell_of(home, afterwords.untold(home))
+    late_artifacts.tell_of(home, late_artifacts.untold(home))
     assert not (tmp_path / "runs" / "mine").exists() or what == "pruned"
     assert _sync(folder).startswith("synced")
     _assert_all_told(server, folder, tmp_path / "store")
@@ -251,7 +252,7 @@ def test_latest_stays_with_the_newest(train: Train, server: WandbServer) -> None
     for checkpoints_now in ([newest], older):
         for checkpoint in checkpoints_now:
             home.bring(checkpoint, lambda: None)
-        afterwords.tell_of(home, afterwords.untold(home))
+        late_artifacts.tell_of(home, late_artifacts.untold(home))
     assert _sync(folder).startswith("synced")
     assert "latest" in _told(server)[newest.global_step]["aliases"]
     assert not any("latest" in _told(server)[c.global_step]["aliases"] for c in older)
@@ -269,7 +270,7 @@ def test_what_the_environment_says_of_other_runs_stays_out(
     monkeypatch.setenv("WANDB_MODE", "online")
     server.adopt(monkeypatch)
     home = _bring(folder)
-    afterwords.tell_of(home, afterwords.untold(home))
+    late_artifacts.tell_of(home, late_artifacts.untold(home))
     assert _sync(folder).startswith("synced")
     assert _facts(server.run("mine")) == facts
     assert server.run_ids == ["mine"]
@@ -287,9 +288,9 @@ def test_a_failed_run_stays_failed_and_one_that_goes_on_tells_itself(
     record = record_of(folder)
     for status in ("interrupted", "running"):
         (folder / "run.json").write_text(json.dumps({**record, "status": status}))
-        assert afterwords.untold(home) == []
+        assert late_artifacts.untold(home) == []
     (folder / "run.json").write_text(json.dumps(record))
-    afterwords.tell_of(home, afterwords.untold(home))
+    late_artifacts.tell_of(home, late_artifacts.untold(home))
     assert _sync(folder).startswith("synced")
     assert len(_told(server)) == len(steps_committed(folder))
     assert (server.run("mine").state, server.run("mine").exit_code) == ("failed", 1)
@@ -298,7 +299,7 @@ def test_a_failed_run_stays_failed_and_one_that_goes_on_tells_itself(
 def test_a_run_without_wandb_has_nobody_to_tell(train: Train) -> None:
     """With ``wandb=disabled`` there is nothing to do."""
     home = _bring(train("wandb=disabled"))
-    assert afterwords.untold(home) == []
+    assert late_artifacts.untold(home) == []
     assert not list(home.folder.glob("wandb/**/*.wandb"))
 
 
@@ -351,8 +352,8 @@ def test_an_online_run_killed_meanwhile_is_finished_by_the_next_hour(
 def test_it_takes_the_run(train: Train) -> None:
     """A run that a process has open is not told of from outside."""
     home = _bring(train("wandb.mode=offline"))
-    with leased_folder(home.folder), pytest.raises(ConfigError), leftovers.held(home):
+    with leased_folder(home.folder), pytest.raises(ConfigError), pending.held(home):
         pass
-    with leftovers.held(home):
+    with pending.held(home):
         assert (home.folder / ".lease").read_text().startswith(DELIVERY)
     assert not [r for r in wandb_records(home.folder) if r.WhichOneof("record_type") == "artifact"]

@@ -13,14 +13,9 @@ import torch
 from stable_baselines3.common import noise
 from stable_baselines3.common.env_util import make_vec_env
 
-from rl_research.description import algorithms
-from rl_research.description.algorithms import (
-    check,
-    check_batch,
-    check_normalize,
-    constructor_arguments,
-)
-from rl_research.description.frozen import freeze
+from rl_research.config import algorithms
+from rl_research.config.algorithms import check, check_batch, check_normalize, constructor_arguments
+from rl_research.config.frozen import freeze
 from rl_research.errors import ConfigError
 
 DISCRETE, CONTINUOUS = "CartPole-v1", "Pendulum-v1"

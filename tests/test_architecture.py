@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 import yaml
 
-from rl_research import cli
-from rl_research.config import load_config
+from rl_research.cli import command
+from rl_research.config.experiment import load_config
 
 _ROOT = Path(__file__).parents[1]
 _TESTS = sorted(Path(__file__).parent.glob("test_*.py"))
@@ -102,10 +102,10 @@ def _documented() -> list[Any]:
 def test_documented_commands_parse(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     """Every documented ``rl-research`` command has a known verb, known options, overrides that compose."""
     if words[0] == "train":
-        assert cli.main([*words, "--cfg"]) == 0
+        assert command.main([*words, "--cfg"]) == 0
         capsys.readouterr()
         return
-    given, rest = cli._parser().parse_known_args(words)
+    given, rest = command._parser().parse_known_args(words)
     assert given.verb
     assert not [word for word in rest if word.startswith("-")]
 

@@ -19,12 +19,13 @@ from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 from wandb.integration.sb3 import WandbCallback as TheirWandbCallback
 
-from rl_research import callbacks, checkpoints, envs, models
-from rl_research.config import Config
-from rl_research.evaluation import Scores
-from rl_research.rows import RowWriter
-from rl_research.storage import Store
-from rl_research.utils.logger import ExperimentLogger
+from rl_research import callbacks, checkpoints
+from rl_research.config.experiment import Config
+from rl_research.storage.store import Store
+from rl_research.tracking.logger import ExperimentLogger
+from rl_research.tracking.rows import RowWriter
+from rl_research.training import envs, models
+from rl_research.training.evaluation import Scores
 
 TinyConfig = Callable[..., Config]
 Rows = list[tuple[int, dict[str, Any]]]

@@ -20,8 +20,9 @@ from stable_baselines3.common.callbacks import (
 )
 from stable_baselines3.common.monitor import Monitor
 
-from rl_research.callbacks import EvalCallback, WandbCallback
-from rl_research.utils.logger import ExperimentLogger
+from rl_research.tracking.logger import ExperimentLogger
+from rl_research.tracking.wandb_callback import WandbCallback
+from rl_research.training.evaluation_callback import EvalCallback
 
 
 @pytest.fixture(autouse=True)

@@ -19,9 +19,10 @@ import pytest
 import yaml
 from helpers import environment, record_of, steps_committed, tiny, wandb_rows, wandb_summary
 
-from rl_research import cli, stages
-from rl_research.config import choices, groups, load_config, settings
-from rl_research.run import open_run
+from rl_research.cli import command
+from rl_research.config.experiment import choices, groups, load_config, settings
+from rl_research.runs.run import open_run
+from rl_research.training import stages
 
 _PROGRAM = [str(Path(sys.executable).with_name("rl-research"))]
 _MODULE = [sys.executable, "-m", "rl_research"]
@@ -65,7 +66,7 @@ def call(capfd: pytest.CaptureFixture[str]) -> Iterator[Answer]:
     def run(*words: str) -> tuple[int, str, str]:
         capfd.readouterr()
         try:
-            code = cli.main(list(words))
+            code = command.main(list(words))
         except SystemExit as end:
             code = int(end.code or 0)
         return code, *capfd.readouterr()
@@ -115,7 +116,7 @@ def test_help_imports_nothing_heavy(
     assert done.returncode == 0, done.stderr
     assert "rl-research" in done.stdout
     imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
-    assert "rl_research.cli" in imported
+    assert "rl_research.cli.command" in imported
     assert not {name for name in imported if name.split(".")[0] in _HEAVY}
 
 
@@ -156,7 +157,7 @@ def test_cfg_prints_what_would_be_trained(call: Answer, words: tuple[str, ...]) 
     code, out, err = call("train", "--cfg", *words)
     assert (code, err) == (0, "")
     printed = yaml.safe_load(out)
-    from rl_research.config import Config, validated
+    from rl_research.config.experiment import Config, validated
 
     assert validated(Config, printed) == load_config(words)
 

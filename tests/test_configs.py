@@ -17,7 +17,8 @@ import gymnasium as gym
 import pytest
 from pydantic import ValidationError
 
-from rl_research.config import (
+from rl_research.config import algorithms
+from rl_research.config.experiment import (
     CONFIG_DIR,
     RUN_DIR,
     Config,
@@ -29,7 +30,6 @@ from rl_research.config import (
     settings,
     validated,
 )
-from rl_research.description import algorithms
 from rl_research.errors import ConfigError
 
 ROOT = Path(__file__).parents[1]
@@ -690,7 +690,7 @@ def _python(program: str) -> None:
 def test_importing_the_config_is_cheap() -> None:
     """Neither torch nor SB3 nor Hydra is imported before a configuration is loaded."""
     _python(
-        "import sys, rl_research.config as config; config.settings(); config.choices('env');"
+        "import sys, rl_research.config.experiment as config; config.settings(); config.choices('env');"
         "heavy = {'torch', 'stable_baselines3', 'sb3_contrib', 'hydra', 'omegaconf', 'gymnasium'};"
         "print(heavy & set(sys.modules) or 'fine')"
     )
@@ -700,7 +700,7 @@ def test_an_algorithm_whose_package_is_missing_says_how_to_get_it() -> None:
     """Without sb3-contrib, its algorithms answer with the command that installs it."""
     _python(
         "import sys; sys.modules['sb3_contrib'] = None\n"
-        "from rl_research.config import load_config\n"
+        "from rl_research.config.experiment import load_config\n"
         "from rl_research.errors import ConfigError\n"
         "assert load_config(['algorithm=a2c']).algorithm.name == 'a2c'\n"
         "try: load_config(['algorithm=trpo'])\n"

@@ -22,13 +22,13 @@ from servers import Server
 
 from rl_research import checkpoints
 from rl_research.checkpoints import Checkpoint
-from rl_research.config import Config, load_config
+from rl_research.config.experiment import Config, load_config
 from rl_research.errors import CheckpointMissing, RunTakenOver, StorageError
-from rl_research.storage import Store, is_transient
-from rl_research.store_lease import FILE, StoreLease
-from rl_research.uploads import courier as courier_module
-from rl_research.uploads.courier import Courier
-from rl_research.uploads.home import Home
+from rl_research.storage.lease import FILE, StoreLease
+from rl_research.storage.store import Store, is_transient
+from rl_research.uploads import worker as courier_module
+from rl_research.uploads.run_storage import Home
+from rl_research.uploads.worker import Courier
 
 PREFIX = "boten/läufe mit leerzeichen"
 BIG = 3 << 20  # bytes, at a megabyte a second

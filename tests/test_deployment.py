@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 import yaml
 
-from flows import deployments
 from rl_research.errors import ConfigError
+from rl_research.orchestration import deployment_file
 
 _ROOT = Path(__file__).parents[1]
-_FILE = _ROOT / deployments.FILE
+_FILE = _ROOT / deployment_file.FILE
 _EXPECTED = {
     "train/nightly", "study/weekly-benchmark", "evaluate/checkpoint", "sync/every-15-minutes",
     "upload/hourly", "prune/daily", "watchdog/every-5-minutes",
@@ -32,7 +32,7 @@ def _at_home(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def raw() -> dict[str, Any]:
     """The file, without the entries whose flow is not there yet, and no two parts of it shared."""
-    found = deployments.parsed(_FILE)
+    found = deployment_file.parsed(_FILE)
     found["deployments"] = [entry for entry in found["deployments"] if _is_there(entry)]
     parts: dict[str, Any] = json.loads(json.dumps(found))
     return parts
@@ -49,12 +49,12 @@ def _named(raw: dict[str, Any], name: str) -> dict[str, Any]:
 
 def test_the_file_holds_no_mistake(raw: dict[str, Any]) -> None:
     """Keys, schedules, triggers, parameters, entrypoints and overrides are all what they should be."""
-    assert list(deployments.problems(raw, _ROOT)) == []
+    assert list(deployment_file.problems(raw, _ROOT)) == []
 
 
 def test_what_is_scheduled_is_what_is_documented() -> None:
     """The deployments have the names by which the documents call them."""
-    entries = deployments.parsed(_FILE)["deployments"]
+    entries = deployment_file.parsed(_FILE)["deployments"]
     stems = [Path(entry["entrypoint"].split(":")[0]).stem for entry in entries]
     assert {f"{stem}/{e['name']}" for stem, e in zip(stems, entries, strict=True)} == _EXPECTED
 
@@ -62,7 +62,7 @@ def test_what_is_scheduled_is_what_is_documented() -> None:
 def test_a_flow_is_called_as_its_file(raw: dict[str, Any]) -> None:
     """`train/nightly` is the flow called train in flows/train.py."""
     for entry in raw["deployments"]:
-        assert deployments.flow_of(entry).name == Path(entry["entrypoint"].split(":")[0]).stem
+        assert deployment_file.flow_of(entry).name == Path(entry["entrypoint"].split(":")[0]).stem
 
 
 def test_training_holds_no_lease_at_the_api(raw: dict[str, Any]) -> None:
@@ -178,7 +178,7 @@ def test_a_mistake_is_named(raw: dict[str, Any], mistake: str) -> None:
     """Each planted mistake is found, alone, in a line that names it; most of them Prefect lets pass."""
     plant, line = _MISTAKES[mistake]
     plant(raw)
-    found = list(deployments.problems(raw, _ROOT))
+    found = list(deployment_file.problems(raw, _ROOT))
     assert len(found) == 1, found
     assert re.search(line, found[0]), found
 
@@ -195,7 +195,7 @@ def test_what_is_no_deployments_file_is_one_line(
     if text is not None:
         path.write_text(text)
     with pytest.raises(ConfigError, match=said):
-        deployments.read(path)
+        deployment_file.read(path)
 
 
 def test_a_mistake_names_its_file_and_deployment(tmp_path: Path, raw: dict[str, Any]) -> None:
@@ -206,4 +206,4 @@ def test_a_mistake_names_its_file_and_deployment(tmp_path: Path, raw: dict[str, 
     path = tmp_path / "deployment.yaml"
     path.write_text(yaml.safe_dump(raw))
     with pytest.raises(ConfigError, match=r"deployment\.yaml: nightly: 'tag' .* 'tags'"):
-        deployments.read(path)
+        deployment_file.read(path)

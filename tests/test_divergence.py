@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from helpers import record_of, steps_committed, tiny
 
-from rl_research import divergence, envs, models, stages
-from rl_research.config import load_config
+from rl_research.config.experiment import load_config
 from rl_research.errors import Diverged
-from rl_research.run import open_run
+from rl_research.runs.run import open_run
+from rl_research.training import divergence, envs, models, stages
 
 
 class Exploding(gym.Env[np.ndarray, Any]):

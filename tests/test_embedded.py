@@ -16,10 +16,10 @@ from pathlib import Path
 import pytest
 from helpers import children, environment, record_of, steps_committed, tiny
 
-from flows.embedded import EmbeddedAPI
-from flows.local_server import HOST, answers
-from rl_research import stages
-from rl_research.config import load_config
+from rl_research.config.experiment import load_config
+from rl_research.orchestration.embedded_api import EmbeddedAPI
+from rl_research.orchestration.local_server import HOST, answers
+from rl_research.training import stages
 
 pytestmark = pytest.mark.slow
 
@@ -51,7 +51,7 @@ def _server_of(pid: int) -> int | None:
             command = Path(f"/proc/{child}/cmdline").read_bytes()
         except (FileNotFoundError, ProcessLookupError):
             continue
-        if b"flows.embedded" in command:
+        if b"rl_research.orchestration.embedded_api" in command:
             return child
     return None
 
@@ -241,7 +241,7 @@ def test_a_server_in_a_profile_is_used(tmp_path: Path) -> None:
         'active = "lab"\n[profiles.lab]\nPREFECT_API_URL = "http://127.0.0.1:9/api"\n'
     )
     code = """if True:
-        from flows.embedded import unless_there_is_one
+        from rl_research.orchestration.embedded_api import unless_there_is_one
         with unless_there_is_one() as api:
             print(api)
     """
@@ -256,7 +256,7 @@ def test_a_mistake_found_meanwhile_takes_it_back(tmp_path: Path) -> None:
     """If what is made ready raises, the server is gone, and so is every trace in the environment."""
     code = """if True:
         import os
-        from flows.embedded import unless_there_is_one
+        from rl_research.orchestration.embedded_api import unless_there_is_one
         os.environ["NO_PROXY"] = "mine"
         before = dict(os.environ)
         try:

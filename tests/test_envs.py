@@ -10,11 +10,11 @@ import pytest
 from gymnasium.utils.env_checker import data_equivalence
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecNormalize
 
-from rl_research import envs, snapshot
-from rl_research.config import Config
+from rl_research.config.experiment import Config
 from rl_research.errors import ConfigError
-from rl_research.evaluation import Scores, evaluate
-from rl_research.models import build
+from rl_research.training import envs, snapshot
+from rl_research.training.evaluation import Scores, evaluate
+from rl_research.training.models import build
 
 TinyConfig = Callable[..., Config]
 ECHO = "env.id=SeedEcho-v0"

@@ -14,8 +14,8 @@ from faults import Faults, faults_before
 from servers import Server, free_port
 
 from rl_research.errors import ConfigError, StorageError
-from rl_research.filesystems.connection import is_transient
-from rl_research.storage import Store
+from rl_research.storage.store import Store
+from rl_research.storage.transient import is_transient
 
 TIMEOUT = 20.0  # seconds; nothing that is tested here should wait for it on a busy machine
 SHORT = 1.0  # seconds, where waiting for it is the test

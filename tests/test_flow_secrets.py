@@ -9,9 +9,9 @@ from typing import Any, cast
 
 import pytest
 
-from rl_research.config import load_config
+from rl_research.config.experiment import load_config
 from rl_research.errors import ConfigError
-from rl_research.run import Run
+from rl_research.runs.run import Run
 
 pytestmark = pytest.mark.usefixtures("prefect_api")
 SECRET = "hunter2-and-more"
@@ -19,37 +19,37 @@ LITERAL = f"storage.options.secret={SECRET}"
 
 
 def _train() -> Any:
-    from flows.train import train
+    from rl_research.flows.train import train
 
     return train([LITERAL, "storage.url=memory://x"], return_state=True)
 
 
 def _evaluate() -> Any:
-    from flows.evaluate import evaluate
+    from rl_research.flows.evaluate import evaluate
 
     return evaluate("memory://x", overrides=[LITERAL], return_state=True)  # type: ignore[call-overload]  # as Prefect takes it
 
 
 def _evaluate_url() -> Any:
-    from flows.evaluate import evaluate
+    from rl_research.flows.evaluate import evaluate
 
     return evaluate(f"sftp://me:{SECRET}@host/x", return_state=True)  # type: ignore[call-overload]  # as Prefect takes it
 
 
 def _prune() -> Any:
-    from flows.prune import prune
+    from rl_research.flows.prune import prune
 
     return prune(["memory://x"], overrides=[LITERAL], return_state=True)  # type: ignore[call-overload]  # as Prefect takes it
 
 
 def _sync() -> Any:
-    from flows.sync import sync
+    from rl_research.flows.sync import sync
 
     return sync(["memory://x"], overrides=[LITERAL], return_state=True)  # type: ignore[call-overload]  # as Prefect takes it
 
 
 def _study() -> Any:
-    from flows.study import study
+    from rl_research.flows.study import study
 
     return study("secret", ["env=cartpole"], [0], [[LITERAL]], return_state=True)  # type: ignore[call-overload]  # as Prefect takes it
 
@@ -65,7 +65,7 @@ def test_a_flow_refuses_a_literal_secret(flow: Callable[[], Any]) -> None:
 
 def test_labels_show_a_url_without_its_password(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the checkpoints are is a label of the flow run; the password in the URL is not."""
-    from flows import artifacts
+    from rl_research.orchestration import artifacts
 
     labels: dict[str, Any] = {}
     client = SimpleNamespace(

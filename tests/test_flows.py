@@ -19,14 +19,14 @@ from prefect import flow, get_client, task
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Completed, Failed
 
-from flows import artifacts, pipeline
-from flows.evaluate import evaluate
-from flows.train import train
-from rl_research import stages
 from rl_research.checkpoints import find
-from rl_research.config import load_config
+from rl_research.config.experiment import load_config
 from rl_research.errors import CheckpointMissing, ConfigError, RLResearchError, StorageError
-from rl_research.run import open_run
+from rl_research.flows.evaluate import evaluate
+from rl_research.flows.train import train
+from rl_research.orchestration import artifacts, pipeline
+from rl_research.runs.run import open_run
+from rl_research.training import stages
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("prefect_api")]
 

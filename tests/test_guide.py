@@ -17,10 +17,10 @@ import yaml
 from stable_baselines3 import PPO
 from stable_baselines3.common.env_util import make_vec_env
 
-from rl_research.callbacks import BaseCallback
 from rl_research.errors import ConfigError
-from rl_research.utils.metrics import check_name
-from rl_research.utils.settings import ENVIRONMENT
+from rl_research.tracking.callback import BaseCallback
+from rl_research.tracking.metrics import check_name
+from rl_research.tracking.settings import ENVIRONMENT
 
 GUIDE = Path(__file__).parents[1] / "docs" / "logging.md"
 
@@ -94,7 +94,7 @@ def test_the_guide_runs_as_printed() -> None:
 
 def test_the_offline_block_writes_where_the_guide_says(launch: Path) -> None:
     """With ``dir: logs`` the run is where ``wandb sync logs/wandb/offline-run-*`` finds it."""
-    from rl_research.utils.logger import ExperimentLogger
+    from rl_research.tracking.logger import ExperimentLogger
 
     with ExperimentLogger(yaml.safe_load(_blocks("yaml")[1])) as logger:
         logger.log_metrics({"reward": 1.0})
@@ -122,7 +122,7 @@ def test_sb3s_own_base_class_refuses_what_ours_allows() -> None:
 
 def test_the_guide_names_every_setting_and_variable() -> None:
     """Settings of the ``wandb`` section and environment variables all stand in the guide."""
-    from rl_research.config import Wandb
+    from rl_research.config.experiment import Wandb
 
     text = GUIDE.read_text()
     missing = [name for name in (*Wandb.model_fields, *ENVIRONMENT) if f"`{name}`" not in text]
@@ -139,7 +139,7 @@ def test_names_in_the_guide_follow_its_rule() -> None:
 @pytest.mark.usefixtures("launch")
 def test_a_misspelt_setting_of_the_guides_section_is_one_line() -> None:
     """A typo in the ``wandb`` section is refused with the right spelling."""
-    from rl_research.utils.logger import ExperimentLogger
+    from rl_research.tracking.logger import ExperimentLogger
 
     with pytest.raises(ConfigError, match=r"'wandb.projet' .*Did you mean 'wandb.project'\?"):
         ExperimentLogger({"wandb": {"projet": "x"}})

@@ -22,11 +22,11 @@ from omegaconf import OmegaConf
 from stable_baselines3 import PPO
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
-from rl_research.config import Config
+from rl_research.config.experiment import Config
 from rl_research.errors import ConfigError, LoggingError
-from rl_research.utils import provenance
-from rl_research.utils.logger import ExperimentLogger
-from rl_research.utils.settings import ENVIRONMENT, resolve
+from rl_research.tracking import provenance
+from rl_research.tracking.logger import ExperimentLogger
+from rl_research.tracking.settings import ENVIRONMENT, resolve
 
 
 @pytest.fixture(autouse=True)
@@ -463,7 +463,7 @@ def test_a_flow_run_is_linked_and_gives_the_id(launch: Path) -> None:
         from prefect.context import FlowRunContext
         from types import SimpleNamespace
         from uuid import UUID
-        from rl_research.utils import provenance
+        from rl_research.tracking import provenance
         from rl_research.utils.logger import ExperimentLogger
         run = SimpleNamespace(id=UUID(int=0xABCDEF0123456789), name="calm-fox", deployment_id=None)
         FlowRunContext.get = classmethod(lambda cls: SimpleNamespace(flow_run=run))
@@ -540,7 +540,9 @@ def test_callbacks_log_what_sb3_records() -> None:
 def test_importing_the_logger_is_cheap() -> None:
     """The import brings none of the heavy libraries."""
     heavy = ["torch", "wandb", "prefect", "stable_baselines3", "moviepy", "matplotlib", "hydra"]
-    code = f"import sys, rl_research.utils.logger; print([m for m in {heavy} if m in sys.modules])"
+    code = (
+        f"import sys, rl_research.tracking.logger; print([m for m in {heavy} if m in sys.modules])"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
 

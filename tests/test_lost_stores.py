@@ -21,7 +21,7 @@ from servers import Server, serving
 
 from rl_research import checkpoints
 from rl_research.pruning import Rules, prune_place
-from rl_research.storage import Store
+from rl_research.storage.store import Store
 
 pytestmark = pytest.mark.slow
 

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from rl_research.errors import LoggingError
-from rl_research.utils.media import image_pixels, video_frames, video_path, write_video
+from rl_research.tracking.media import image_pixels, video_frames, video_path, write_video
 
 RNG = np.random.default_rng(0)
 HWC = RNG.integers(0, 256, (8, 10, 3), dtype=np.uint8)

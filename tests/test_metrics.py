@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from rl_research.errors import LoggingError
-from rl_research.utils.known_metrics import KNOWN, misspelt
-from rl_research.utils.metrics import Names, Steps, check_name, flatten, groups, scalar, scalars
-from rl_research.utils.thinning import Thinner
+from rl_research.tracking.metric_names import KNOWN, misspelt
+from rl_research.tracking.metrics import Names, Steps, check_name, flatten, groups, scalar, scalars
+from rl_research.tracking.thinning import Thinner
 
 
 @pytest.mark.parametrize(

@@ -18,9 +18,10 @@ import pytest
 import torch
 from stable_baselines3.common.base_class import BaseAlgorithm
 
-from rl_research import envs, models, snapshot
-from rl_research.config import Config
+from rl_research.config.experiment import Config
 from rl_research.errors import CheckpointDamaged, ConfigError
+from rl_research.tracking import policy_zip
+from rl_research.training import envs, models
 
 TinyConfig = Callable[..., Config]
 CASES = {
@@ -48,7 +49,7 @@ def make(tiny_config: TinyConfig) -> Iterator[Callable[..., BaseAlgorithm]]:
 
 
 def _zip(model: BaseAlgorithm) -> bytes:
-    return snapshot.policy_files(model)[snapshot.MODEL]
+    return policy_zip.policy_files(model)[policy_zip.MODEL]
 
 
 def _with(model_zip: bytes, **members: bytes | None) -> bytes:
@@ -80,7 +81,7 @@ def test_the_hash_is_the_same_in_another_process(
     for case, model in made.items():
         (tmp_path / f"{case}.zip").write_bytes(_zip(model))
     code = (
-        "import json, sys, stable_baselines3 as sb3; from rl_research.models import parameters_sha256;"
+        "import json, sys, stable_baselines3 as sb3; from rl_research.training.models import parameters_sha256;"
         "print(json.dumps({case: parameters_sha256(getattr(sb3, case.upper()).load(f'{sys.argv[1]}/{case}'))"
         " for case in sys.argv[2:]}))"
     )

@@ -25,9 +25,9 @@ from tcp_proxy import TcpProxy
 from wandb_server import WandbServer
 
 from rl_research.errors import ConfigError, LoggingError
-from rl_research.storage import is_transient
-from rl_research.utils.logger import ExperimentLogger
-from rl_research.utils.wandb_api import NoAnswer, WandbApi
+from rl_research.storage.store import is_transient
+from rl_research.tracking.logger import ExperimentLogger
+from rl_research.tracking.wandb_api import NoAnswer, WandbApi
 
 _ONLINE = ("wandb.mode=online", "wandb.entity=tester", "wandb.project=double")
 

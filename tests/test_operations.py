@@ -27,12 +27,12 @@ from prefect.exceptions import ObjectNotFound
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Cancelled, Cancelling, Running
 
-from flows import watchdog
-from flows.local_server import LocalServer, Service, processes, running_url
-from rl_research import stages
-from rl_research.config import load_config
-from rl_research.leases import holder_of
-from rl_research.run import open_run
+from rl_research.config.experiment import load_config
+from rl_research.flows import watchdog
+from rl_research.orchestration.local_server import LocalServer, Service, processes, running_url
+from rl_research.runs.lease import holder_of
+from rl_research.runs.run import open_run
+from rl_research.training import stages
 
 _ROOT = Path(__file__).parents[1]
 _WORDS = [
@@ -98,7 +98,7 @@ def test_a_stale_pid_file_is_nobody(sleeper: Service) -> None:
 
 def test_what_ignores_sigterm_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A process that does not end is ended."""
-    monkeypatch.setattr("flows.local_server._ENDING", 1.0)
+    monkeypatch.setattr("rl_research.orchestration.local_server._ENDING", 1.0)
     deaf = "import signal,time;signal.signal(15,signal.SIG_IGN);print(1,flush=True);time.sleep(60)"
     (tmp_path / "deaf.py").write_text(deaf)
     service = Service("deaf", ["deaf"], tmp_path)
@@ -127,7 +127,7 @@ def test_processes_are_seen(has_proc: bool, monkeypatch: pytest.MonkeyPatch) -> 
     if has_proc:
         monkeypatch.setenv("PATH", "")
     else:
-        monkeypatch.setattr("flows.local_server._STAT", Path("/nowhere"))
+        monkeypatch.setattr("rl_research.orchestration.local_server._STAT", Path("/nowhere"))
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
         assert processes()[child.pid] == os.getpid()
         child.kill()

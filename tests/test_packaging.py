@@ -15,8 +15,8 @@ import pytest
 import yaml
 from helpers import environment, tiny
 
-from rl_research import stages
-from rl_research.config import CONFIG_DIR, load_config
+from rl_research.config.experiment import CONFIG_DIR, load_config
+from rl_research.training import stages
 
 _ROOT = Path(__file__).parents[1]
 _NOT_TO_TRAIN = {
@@ -145,7 +145,7 @@ def test_the_wheel_works_in_an_empty_folder(installed: Path, tmp_path: Path) -> 
     [
         "import rl_research",
         "import rl_research; rl_research.__version__",
-        "import rl_research.cli",
+        "import rl_research.cli.command",
         "import rl_research.errors",
     ],
 )

@@ -32,11 +32,12 @@ from prefect.settings import (
 )
 from prefect.states import AwaitingRetry, Cancelling, Crashed, Pending, Running
 
-from flows import recovery, watchdog
-from flows.train import train
-from rl_research import stages
-from rl_research.config import Config, load_config
-from rl_research.run import open_run
+from rl_research.config.experiment import Config, load_config
+from rl_research.flows import watchdog
+from rl_research.flows.train import train
+from rl_research.orchestration import recovery
+from rl_research.runs.run import open_run
+from rl_research.training import stages
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("api")]
 
@@ -64,8 +65,9 @@ from datetime import timedelta
 
 import faulty
 
-from flows import recovery, watchdog
-from flows.train import train
+from rl_research.flows import watchdog
+from rl_research.orchestration import recovery
+from rl_research.flows.train import train
 
 recovery._AGAIN_AFTER = timedelta(seconds=0.1)  # also in the processes that serve spawns
 
@@ -305,8 +307,8 @@ def test_an_unreachable_api_costs_seconds_and_a_line(
 
 _ELSEWHERE = """
 import sys, time
-from rl_research import store_lease
-from rl_research.storage import Store
+from rl_research.storage import lease as store_lease
+from rl_research.storage.store import Store
 
 store_lease._machine = lambda: "another"
 lease = store_lease.StoreLease(lambda: Store(sys.argv[1]), "mine", 1.0)

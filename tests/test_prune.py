@@ -19,16 +19,16 @@ from fsspec.implementations.memory import MemoryFileSystem
 from helpers import Call, environment, record_of, tiny
 from servers import Server
 
-from rl_research import checkpoints, stages
+from rl_research import checkpoints
 from rl_research.checkpoints import Checkpoint, remote_store
-from rl_research.config import load_config
+from rl_research.config.experiment import load_config
 from rl_research.errors import ConfigError
-from rl_research.pruning import Pruned, Rules, prune_place
-from rl_research.pruning import orphans as orphans_module
-from rl_research.quantities import parsed_size, parsed_time, shown_size, shown_time
-from rl_research.resume import finished_result
-from rl_research.run import open_run
-from rl_research.storage import Store
+from rl_research.pruning import Pruned, Rules, orphans as orphans_module, prune_place
+from rl_research.runs.run import open_run
+from rl_research.storage.store import Store
+from rl_research.system.units import parsed_size, parsed_time, shown_size, shown_time
+from rl_research.training import stages
+from rl_research.training.resume import finished_result
 
 DAY = 86400.0
 KEEP = {"keep_last": 1, "keep_best": 0, "keep_every": 0}
@@ -702,7 +702,7 @@ def test_the_flow_prunes_each_place_in_a_task_and_shows_a_table(tmp_path: Path) 
     """The scheduled flow prunes every place, returns what went, and its table says it."""
     from prefect import get_client
 
-    from flows.prune import prune
+    from rl_research.flows.prune import prune
 
     url = str(tmp_path / "store")
     _finished(tmp_path / "runs/c", "2026-01-01T00:00:00+00:00", url=url)
@@ -718,7 +718,7 @@ def test_the_flow_prunes_each_place_in_a_task_and_shows_a_table(tmp_path: Path) 
 @pytest.mark.usefixtures("prefect_api")
 def test_a_mistake_fails_the_flow_with_its_line(tmp_path: Path) -> None:
     """A folder that is not there, or a size that is none, is the state's message."""
-    from flows.prune import prune
+    from rl_research.flows.prune import prune
 
     for words in ({"places": [str(tmp_path / "rnus")]}, {"budget": "many"}):
         state = prune(**words, return_state=True)

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from rl_research import stages
-from rl_research.config import load_config
-from rl_research.run import open_run
+from rl_research.config.experiment import load_config
+from rl_research.runs.run import open_run
+from rl_research.training import stages
 
 
 @pytest.mark.slow  # a minute of real training: the quickstart's own experiment

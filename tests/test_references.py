@@ -13,12 +13,13 @@ import pytest
 from helpers import Call, tiny
 from servers import Server
 
-from rl_research import checkpoints, stages
+from rl_research import checkpoints
 from rl_research.checkpoints import Checkpoint
-from rl_research.config import load_config
+from rl_research.config.experiment import load_config
 from rl_research.errors import CheckpointDamaged, CheckpointMissing
-from rl_research.run import open_run
-from rl_research.storage import Store
+from rl_research.runs.run import open_run
+from rl_research.storage.store import Store
+from rl_research.training import stages
 
 
 def _run(folder: Path, means: Mapping[int, float | None], *, at: float = 1000.0) -> Path:

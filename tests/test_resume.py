@@ -18,10 +18,10 @@ import pytest
 import torch
 from helpers import Nursery, outcome, record_of, steps_committed, tiny, wandb_rows
 
-from rl_research import stages
-from rl_research.config import load_config
+from rl_research.config.experiment import load_config
 from rl_research.errors import ConfigError, Interrupted
-from rl_research.run import open_run
+from rl_research.runs.run import open_run
+from rl_research.training import stages
 
 # ---------------------------------------------------------------- stopped at a boundary, in this process
 

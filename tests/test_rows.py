@@ -11,7 +11,7 @@ import pytest
 import torch
 from stable_baselines3.common.logger import Logger
 
-from rl_research.rows import ProgressFile, RowWriter, read_progress, write_row
+from rl_research.tracking.rows import ProgressFile, RowWriter, read_progress, write_row
 
 Rows = list[tuple[int, dict[str, Any]]]
 

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from helpers import children, environment, wandb_rows
 
-from rl_research.utils.logger import ExperimentLogger
-from rl_research.utils.segments import logged, records
+from rl_research.tracking.logger import ExperimentLogger
+from rl_research.tracking.wandb_log import logged, records
 
 _WRITER = """
 import sys, time

@@ -12,13 +12,13 @@ import time
 import pytest
 
 from rl_research.errors import Interrupted
-from rl_research.signals import Overdue, listening
+from rl_research.system.signals import Overdue, listening
 
 SIGNALS = ["SIGINT", "SIGTERM", "SIGUSR1"]
 
 
 def _in_a_process(body: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    head = "import os, signal, sys, time\nfrom rl_research.signals import listening\n"
+    head = "import os, signal, sys, time\nfrom rl_research.system.signals import listening\n"
     return subprocess.run(
         [sys.executable, "-c", head + textwrap.dedent(body), *arguments],
         capture_output=True,

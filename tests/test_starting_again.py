@@ -15,14 +15,16 @@ import numpy as np
 import pytest
 from helpers import environment, outcome, record_of, steps_committed, tiny, wandb_records
 
-from rl_research import checkpoints, cli, envs, stages
-from rl_research.config import load_config
+from rl_research import checkpoints
+from rl_research.cli import command
+from rl_research.config.experiment import load_config
 from rl_research.errors import ConfigError, Interrupted, StorageError
-from rl_research.preflight import preflight
-from rl_research.resume import finished_result
-from rl_research.run import Run, open_run
-from rl_research.training import _Training
-from rl_research.utils import media
+from rl_research.runs.run import Run, open_run
+from rl_research.tracking import media
+from rl_research.training import envs, stages
+from rl_research.training.preflight_checks import preflight
+from rl_research.training.resume import finished_result
+from rl_research.training.trainer import _Training
 
 _NORMALIZED = ("env.normalize=true", "env.n_envs=2")
 
@@ -121,7 +123,7 @@ from rl_research.config import load_config
 from rl_research.run import Run, open_run
 from rl_research.training import _Training
 from rl_research.utils import media
-from rl_research import stages
+from rl_research.training import stages
 
 class Locked(gym.Wrapper):
     def __init__(self, env):
@@ -184,7 +186,7 @@ def test_ctrl_c_reaches_the_main_process_only(tmp_path: Path) -> None:
     assert "Interrupted" in err
     assert "BrokenPipe" not in err
     assert record_of(tmp_path / "mine")["status"] == "interrupted"
-    assert cli.main(["verify", str(tmp_path / "mine")]) == 0
+    assert command.main(["verify", str(tmp_path / "mine")]) == 0
 
 
 def _wait_for_a_checkpoint(run_dir: Path, process: subprocess.Popen[str]) -> None:

@@ -7,7 +7,7 @@ import warnings
 import numpy as np
 import pytest
 
-from rl_research.statistics import (
+from rl_research.statistics.intervals import (
     MIN_VALUES,
     Interval,
     bootstrap_interval,

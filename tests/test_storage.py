@@ -32,10 +32,9 @@ from rl_research.errors import (
     LoggingError,
     StorageError,
 )
-from rl_research.files import write_atomically
-from rl_research.filesystems.refusals import refusal
-from rl_research.storage import Store, is_transient
-from rl_research.utils.files import sha256
+from rl_research.storage.refusals import refusal
+from rl_research.storage.store import Store, is_transient
+from rl_research.system.files import sha256, write_atomically
 
 # ---------------------------------------------------------------- writing
 

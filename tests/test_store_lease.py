@@ -17,12 +17,14 @@ from typing import Any
 import pytest
 from helpers import environment, outcome, tiny
 
-from rl_research import checkpoints, stages, store_lease
-from rl_research.config import load_config
+from rl_research import checkpoints
+from rl_research.config.experiment import load_config
 from rl_research.errors import ConfigError, StorageError
-from rl_research.run import open_run
-from rl_research.storage import Store
-from rl_research.store_lease import FILE, NotYetOurs, StoreLease
+from rl_research.runs.run import open_run
+from rl_research.storage import lease as store_lease
+from rl_research.storage.lease import FILE, NotYetOurs, StoreLease
+from rl_research.storage.store import Store
+from rl_research.training import stages
 
 Leases = Callable[..., StoreLease]
 
@@ -66,8 +68,8 @@ def _until(happens: Callable[[], bool], seconds: float = 10.0) -> None:
 
 HOLDER = """
     import sys, time
-    from rl_research.storage import Store
-    from rl_research.store_lease import StoreLease
+    from rl_research.storage.store import Store
+    from rl_research.storage.lease import StoreLease
 
     lease = StoreLease(lambda: Store(sys.argv[1]), "mine", 0.6)
     lease.acquire()
@@ -297,10 +299,10 @@ def test_two_machines_started_together_do_not_both_finish(tmp_path: Path) -> Non
 
 RACER = """
     import sys
-    from rl_research import stages
-    from rl_research.config import load_config
+    from rl_research.training import stages
+    from rl_research.config.experiment import load_config
     from rl_research.errors import RLResearchError
-    from rl_research.run import open_run
+    from rl_research.runs.run import open_run
 
     words = [*sys.argv[1:], "wandb=disabled", "experiment.total_timesteps=96"]
     config = load_config(words)

@@ -23,11 +23,11 @@ from servers import Server, serving
 
 from rl_research import checkpoints
 from rl_research.checkpoints import Checkpoint
-from rl_research.config import load_config
-from rl_research.description.literal_secrets import checkpoint_out_of_sight, out_of_sight, refuse
+from rl_research.config.experiment import load_config
+from rl_research.config.literal_secrets import checkpoint_out_of_sight, out_of_sight, refuse
 from rl_research.errors import CheckpointDamaged, ConfigError, StorageError
-from rl_research.filesystems.parts import PART
-from rl_research.storage import Store, below
+from rl_research.storage.multipart import PART
+from rl_research.storage.store import Store, below
 
 PREFIX = "läufe mit leerzeichen/试验"
 BIG = 20 << 20  # bytes: three parts
@@ -405,7 +405,7 @@ def test_a_bucket_that_vanishes_or_refuses_is_one_line(tmp_path: Path, monkeypat
 def test_a_missing_extra_is_one_line(tmp_path: Path, module: str, url: str, extra: str) -> None:
     """Without its client, a URL is refused with what to install, before anything is written."""
     blocked = (
-        f"import sys; sys.modules['{module}'] = None; from rl_research.cli import main; "
+        f"import sys; sys.modules['{module}'] = None; from rl_research.cli.command import main; "
         f"sys.exit(main(['train', \"storage.url='{url}'\", 'runs_dir={tmp_path / 'runs'}']))"
     )
     done = subprocess.run(

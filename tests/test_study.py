@@ -16,12 +16,12 @@ import pytest
 from flow_runs import until
 from helpers import record_of, steps_committed, tiny
 
-from rl_research import study as studies
 from rl_research.errors import ConfigError, Interrupted
-from rl_research.leases import leased_folder
-from rl_research.report.study import study_markdown, write_study
-from rl_research.signals import StopRequest
-from rl_research.statistics import iqm
+from rl_research.report.study_page import study_markdown, write_study
+from rl_research.runs.lease import leased_folder
+from rl_research.statistics.intervals import iqm
+from rl_research.studies import study as studies
+from rl_research.system.signals import StopRequest
 
 _QUIET = StopRequest(5.0)
 
@@ -36,8 +36,8 @@ def _without_prefect(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def popen(command: list[str], **more: Any) -> Any:
         program = (
-            "import sys; from rl_research import stages; from rl_research.config import load_config\n"
-            "from rl_research.run import open_run\n"
+            "import sys; from rl_research.training import stages; from rl_research.config.experiment import load_config\n"
+            "from rl_research.runs.run import open_run\n"
             "with open_run(load_config(sys.argv[1:]), sys.argv[1:]) as run:\n"
             "    checkpoint = stages.train(run); stages.score(run, checkpoint)\n"
         )

@@ -14,10 +14,10 @@ from syncing import sync
 from wandb_backend import ServedRun
 from wandb_server import WandbServer
 
-from rl_research.utils.sync import is_verified, sending
-from rl_research.utils.sync.logs import scan
-from rl_research.utils.sync.sealing import LeftOut, write_copy
-from rl_research.utils.sync.verdict import read_evidence
+from rl_research.sync import is_verified, sending
+from rl_research.sync.logs import scan
+from rl_research.sync.sealing import LeftOut, write_copy
+from rl_research.sync.verdict import read_evidence
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from tcp_proxy import TcpProxy
 from wandb_backend import HISTORY
 from wandb_server import WandbServer
 
-from rl_research.utils.sync import is_verified
+from rl_research.sync import is_verified
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from syncing import call, command, states, sync
 from tcp_proxy import TcpProxy
 from wandb_server import WandbServer
 
-from rl_research.utils.sync import is_verified
+from rl_research.sync import is_verified
 
 FAILURES = [  # what of the server fails, how, and what is to be said of the run
     ("UpsertBucket", 500, "retryable"),

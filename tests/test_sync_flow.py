@@ -17,8 +17,8 @@ from prefect.client.schemas.objects import State, TaskRun
 from servers import Server
 from wandb_server import WandbServer
 
-import flows.sync
-from flows.sync import sync
+import rl_research.flows.sync
+from rl_research.flows.sync import sync
 
 pytestmark = [
     pytest.mark.slow,
@@ -37,8 +37,8 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def patient_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
     """Retries come at once."""
-    monkeypatch.setattr(flows.sync.deliver_run, "retry_delay_seconds", 0.1)
-    monkeypatch.setattr(flows.sync.deliver_run, "retries", 2)
+    monkeypatch.setattr(rl_research.flows.sync.deliver_run, "retry_delay_seconds", 0.1)
+    monkeypatch.setattr(rl_research.flows.sync.deliver_run, "retries", 2)
 
 
 def _table() -> list[dict[str, Any]]:

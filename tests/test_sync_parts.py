@@ -20,12 +20,12 @@ from helpers import environment
 from offline_runs import log_of
 from wandb.proto import wandb_internal_pb2
 
-from rl_research.utils.segments import Writer, records
-from rl_research.utils.sync import finding, ledger, scratch
-from rl_research.utils.sync.logs import scan, timestamps
-from rl_research.utils.sync.position import Unclear, rows_delivered, shares
-from rl_research.utils.sync.sealing import LeftOut, write_copy
-from rl_research.utils.sync.server import RunThere
+from rl_research.sync import finding, ledger, scratch
+from rl_research.sync.logs import scan, timestamps
+from rl_research.sync.position import Unclear, rows_delivered, shares
+from rl_research.sync.sealing import LeftOut, write_copy
+from rl_research.sync.server import RunThere
+from rl_research.tracking.wandb_log import Writer, records
 
 
 @pytest.fixture(scope="module")

@@ -21,12 +21,12 @@ from syncing import call, command, states, sync
 from wandb_server import WandbServer
 
 from rl_research.errors import ConfigError
-from rl_research.storage import Store
-from rl_research.utils.sync import Policy, delivery, gateways, places
-from rl_research.utils.sync.gateways import FILE, Hold, holding
-from rl_research.utils.sync.pushing import push
-from rl_research.utils.sync.stores import Stores
-from rl_research.utils.wandb_api import api_key
+from rl_research.storage.store import Store
+from rl_research.sync import Policy, delivery, gateways, places
+from rl_research.sync.gateways import FILE, Hold, holding
+from rl_research.sync.pushing import push
+from rl_research.sync.stores import Stores
+from rl_research.tracking.wandb_api import api_key
 
 
 @pytest.fixture(scope="module")
@@ -226,7 +226,7 @@ def test_a_killed_run_from_elsewhere_is_live_until_it_is_silent(
     log.write_bytes(log.read_bytes()[:-20])
     url = (tmp_path / "shared").as_uri()
     assert states(sync(url)) == {"one": "live"}
-    monkeypatch.setattr("rl_research.utils.sync.liveness._QUIET", 0.0)
+    monkeypatch.setattr("rl_research.sync.liveness._QUIET", 0.0)
     assert states(sync(url)) == {"one": "synced"}
     assert server.run("one").state == "failed"
 

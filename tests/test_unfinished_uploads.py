@@ -16,9 +16,10 @@ from faults import Faults, faults_before
 from helpers import environment
 from servers import Server
 
-from rl_research import checkpoints, cli
+from rl_research import checkpoints
+from rl_research.cli import command
 from rl_research.pruning import Rules, prune_place
-from rl_research.storage import Store
+from rl_research.storage.store import Store
 
 DAY = 86400.0
 PART = 5 << 20  # bytes; S3's smallest
@@ -190,7 +191,7 @@ def test_a_missing_right_is_a_line_and_no_failure(
     faults.fail("status", status=403, code="AccessDenied", methods=methods, path=path)
     through = s3.at(faults.port)
     words = [f"storage.options.{key}='{value}'" for key, value in through.options.items()]
-    code = cli.main(["prune", s3.url(f"{BUCKET}/denied"), "--grace", "0s", *words])
+    code = command.main(["prune", s3.url(f"{BUCKET}/denied"), "--grace", "0s", *words])
     out, err = capfd.readouterr()
     assert code == 0, err
     (line,) = (line for line in out.splitlines() if "left alone" in line)

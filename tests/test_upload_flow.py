@@ -27,16 +27,17 @@ from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from servers import Server
 
-from flows import deliveries, pipeline
-from flows.train import train
-from flows.upload import upload
-from rl_research import checkpoints, stages
+from rl_research import checkpoints
 from rl_research.checkpoints import Checkpoint
-from rl_research.config import load_config
+from rl_research.config.experiment import load_config
 from rl_research.errors import ConfigError
-from rl_research.leases import DELIVERY, leased_folder
-from rl_research.run import open_run
-from rl_research.uploads import leftovers
+from rl_research.flows.train import train
+from rl_research.flows.upload import upload
+from rl_research.orchestration import pipeline, upload_tasks
+from rl_research.runs.lease import DELIVERY, leased_folder
+from rl_research.runs.run import open_run
+from rl_research.training import stages
+from rl_research.uploads import pending
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("prefect_api")]
 
@@ -188,7 +189,7 @@ def test_without_the_api_uploads_go_on(tmp_path: Path, caplog: pytest.LogCapture
         url = f"http://127.0.0.1:{free.getsockname()[1]}/api"
         began = time.monotonic()
         with temporary_settings({PREFECT_API_URL: url}):
-            deliveries.ByTask(900)(note, _checkpoint(tmp_path))
+            upload_tasks.ByTask(900)(note, _checkpoint(tmp_path))
     assert [checkpoint.global_step for checkpoint in uploaded] == [7]
     assert time.monotonic() - began < 30
     assert "API does not answer" in caplog.text
@@ -200,7 +201,7 @@ def test_an_api_that_goes_away_meanwhile_loses_nothing(
 ) -> None:
     """A task run that Prefect could not begin, or could not end, uploads once all the same."""
     uploaded: list[Checkpoint] = []
-    by = deliveries.ByTask(900)
+    by = upload_tasks.ByTask(900)
 
     def lost(upload: Any, checkpoint: Checkpoint) -> None:
         if begun:
@@ -223,7 +224,7 @@ def test_what_the_upload_raises_is_what_is_seen(tmp_path: Path) -> None:
 
     @flow
     def once() -> None:
-        deliveries.ByTask(900)(refuse, _checkpoint(tmp_path))
+        upload_tasks.ByTask(900)(refuse, _checkpoint(tmp_path))
 
     with pytest.raises(ConfigError, match="not yours"):
         once()
@@ -362,7 +363,7 @@ def test_secrets_are_not_in_the_folder_and_not_asked_of_it(tmp_path: Path) -> No
     described = yaml.safe_load((folder / "config.yaml").read_text())
     described["storage"]["options"] = {"secret": "***", "deep": {"token": "***", "a": 1}}
     (folder / "config.yaml").write_text(yaml.safe_dump(described))
-    (home,) = leftovers.homes(tmp_path / "runs")
+    (home,) = pending.homes(tmp_path / "runs")
     assert home.config.storage.options == {"deep": {"a": 1}}
 
 

@@ -18,13 +18,14 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 from helpers import outcome, record_of, steps_committed, tiny, wandb_records
 
-from rl_research import checkpoints, stages
+from rl_research import checkpoints
 from rl_research.checkpoints import Checkpoint
-from rl_research.config import load_config
+from rl_research.config.experiment import load_config
 from rl_research.errors import Interrupted, RLResearchError
-from rl_research.run import Run, open_run
+from rl_research.runs.run import Run, open_run
+from rl_research.tracking.logger import ExperimentLogger
+from rl_research.training import stages
 from rl_research.uploads.queue import Deliver, Upload, Uploads, uploads_of
-from rl_research.utils.logger import ExperimentLogger
 
 ALL = [32, 64, 96]
 
@@ -374,7 +375,7 @@ def test_what_was_not_told_is_told_by_the_next_segment(
     """A checkpoint that arrived without W&B hearing of it is told of later, without being sent again."""
     with monkeypatch.context() as patch:
         patch.setattr(
-            "rl_research.utils.logger.ExperimentLogger.log_checkpoint",
+            "rl_research.tracking.logger.ExperimentLogger.log_checkpoint",
             lambda *_, **__: (_ for _ in ()).throw(ConnectionError("W&B is away")),
         )
         folder = go("wandb=offline")

@@ -12,11 +12,11 @@ import torch
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import DummyVecEnv
 
-from rl_research import envs, models, stages
-from rl_research.config import Config
+from rl_research.config.experiment import Config
 from rl_research.errors import Interrupted
-from rl_research.run import open_run
-from rl_research.video import film_episode, frames_per_second
+from rl_research.runs.run import open_run
+from rl_research.training import envs, models, stages
+from rl_research.training.film import film_episode, frames_per_second
 
 TinyConfig = Callable[..., Config]
 

@@ -27,10 +27,10 @@ from rl_research.checkpoints.manifest import (
     open_checkpoint,
     survey,
 )
-from rl_research.credentials import without_password
+from rl_research.config import did_you_mean
 from rl_research.errors import CheckpointDamaged, CheckpointError, CheckpointMissing
-from rl_research.explanations import did_you_mean
 from rl_research.storage import Store, around_path, below
+from rl_research.system import without_password
 
 _log = logging.getLogger(__name__)
 

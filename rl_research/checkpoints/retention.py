@@ -8,7 +8,6 @@ import shutil
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from rl_research.checkpoints.commit import FORMER, remove_folder
 from rl_research.checkpoints.manifest import (
     FOLDER,
     INTENT,
@@ -19,6 +18,7 @@ from rl_research.checkpoints.manifest import (
     survey,
 )
 from rl_research.checkpoints.references import warn_of_passed_over
+from rl_research.checkpoints.writer import FORMER, remove_folder
 from rl_research.config import Config
 from rl_research.storage import Store
 

@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from rl_research.checkpoints.manifest import FOLDER, INTENT, MANIFEST, REPLAY, Checkpoint, text_of
-from rl_research.config import Config, compose, validated
-from rl_research.description.sections import Storage
+from rl_research.config import Config, Storage, compose, validated
 from rl_research.errors import CheckpointDamaged, ConfigError
 from rl_research.storage import TIMEOUT, Store, below
-from rl_research.utils.files import make_durable, sha256
+from rl_research.system import make_durable, sha256
 
 
 def upload(

@@ -5,7 +5,6 @@ are older than a grace period), and, under a disk budget, the heavy parts of fin
 elsewhere, too. A run that a process has open is left alone, and so is what no rule here knows.
 """
 
-from rl_research.pruning.places import prune_place
-from rl_research.pruning.plan import Pruned, Removal, Rules
+import lazy_loader
 
-__all__ = ["Pruned", "Removal", "Rules", "prune_place"]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

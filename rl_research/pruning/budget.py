@@ -18,21 +18,20 @@ from typing import Any
 
 from rl_research.checkpoints import (
     FOLDER,
+    MANIFEST,
     Checkpoint,
     list_checkpoints,
     local_checkpoints,
+    open_checkpoint,
     remote_store,
+    storage_url_of,
 )
-from rl_research.checkpoints.manifest import MANIFEST, open_checkpoint
-from rl_research.checkpoints.references import storage_url_of
 from rl_research.errors import CheckpointError, ConfigError, RLResearchError
-from rl_research.files import write_atomically
-from rl_research.leases import leased_folder
 from rl_research.pruning.plan import Pruned, Removal, Rules
-from rl_research.quantities import shown_size, shown_time
-from rl_research.records import RECORD, read_record
+from rl_research.runs import RECORD, leased_folder, read_record
 from rl_research.storage import Store, is_transient
-from rl_research.utils.sync import is_verified
+from rl_research.sync import is_verified
+from rl_research.system import shown_size, shown_time, write_atomically
 
 _CHECKPOINTS = (FOLDER,)
 _MEDIA = ("videos", "best_model", "wandb")

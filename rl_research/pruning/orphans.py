@@ -11,8 +11,7 @@ import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-from rl_research.checkpoints.manifest import MANIFEST, REPLAY, STEP, survey
-from rl_research.checkpoints.retention import needed_segments
+from rl_research.checkpoints import MANIFEST, REPLAY, STEP, needed_segments, survey
 from rl_research.storage import Entry, Store
 
 _STAGED = re.compile(r"\.(step-\d{9,})\.(?P<kind>[0-9a-f]+\.tmp|former)")

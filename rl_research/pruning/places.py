@@ -6,18 +6,22 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from rl_research.checkpoints import FOLDER, MANIFEST, Checkpoint, list_checkpoints
-from rl_research.checkpoints.references import is_url
-from rl_research.checkpoints.retention import kept, remove
+from rl_research.checkpoints import (
+    FOLDER,
+    MANIFEST,
+    Checkpoint,
+    is_url,
+    kept,
+    list_checkpoints,
+    remove,
+)
+from rl_research.config import did_you_mean
 from rl_research.errors import ConfigError, StorageError
-from rl_research.explanations import did_you_mean
-from rl_research.leases import LEASE, holder_of, leased_folder
 from rl_research.pruning.budget import enforce_budget
 from rl_research.pruning.orphans import find_orphans, remove_orphans
 from rl_research.pruning.plan import Pruned, Removal, Rules
 from rl_research.pruning.uploads import holder_of_stored, sweep_uploads
-from rl_research.records import RECORD
-from rl_research.run import unfinished_files
+from rl_research.runs import LEASE, RECORD, holder_of, leased_folder, unfinished_files
 from rl_research.storage import Entry, Store, below
 
 

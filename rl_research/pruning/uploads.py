@@ -6,13 +6,10 @@ import re
 from collections.abc import Mapping
 from functools import partial
 
-from rl_research.checkpoints import FOLDER
-from rl_research.checkpoints.manifest import REPLAY, STEP
+from rl_research.checkpoints import FOLDER, REPLAY, STEP
 from rl_research.errors import StorageError
 from rl_research.pruning.plan import Pruned, Removal, Rules
-from rl_research.storage import Entry, Store, Unfinished, below
-from rl_research.store_lease import FILE as LEASE
-from rl_research.store_lease import holder_in
+from rl_research.storage import FILE as LEASE, Entry, Store, Unfinished, below, holder_in
 
 _SILENCE = 3600.0  # seconds after which a lease in a store, renewed every few, is believed no more
 _OURS = re.compile(rf"(?P<run>(?:[^/]+/)?{FOLDER})/(?:{STEP.pattern}|{REPLAY})/[^/]+")

@@ -1,1 +1,5 @@
-"""Runs and studies as pages: `page` for one run, `study` for many, from what a `run_folder` holds."""
+"""Pages and figures of a run and of a study."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -2,32 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from datetime import datetime
-from typing import Any
+from collections.abc import Iterator
 
 from rl_research.report.run_folder import RunFolder, finite
-
-
-def flow_runs(record: Mapping[str, Any], now: str | None) -> list[str]:
-    """The flow runs that have worked on the run of *record*, oldest first, with the one of *now*."""
-    known = [*(record.get("flow_run_ids") or []), *([] if now is None else [now])]
-    return list(dict.fromkeys(known))
-
-
-def segments(record: Mapping[str, Any], now: str) -> list[dict[str, Any]]:
-    """The processes that have had the run of *record*, and the one that takes it up *now*.
-
-    Each but the first says how the one before left it (``killed``, where it could not say so itself), at
-    which step, and how many seconds before.
-    """
-    segment: dict[str, Any] = {"started_at": now}
-    if saved := record.get("saved_at"):
-        away = datetime.fromisoformat(now) - datetime.fromisoformat(saved)
-        left = "killed" if record.get("status") == "running" else record.get("status")
-        segment |= {"after": left, "away_seconds": away.total_seconds()}
-        segment["from_step"] = record.get("global_step") or 0
-    return [*(record.get("segments") or []), segment]
 
 
 def history(run: RunFolder) -> Iterator[str]:

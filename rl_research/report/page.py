@@ -20,12 +20,12 @@ from urllib.parse import quote
 
 import numpy as np
 
-from rl_research.files import write_atomically
 from rl_research.report import figures
 from rl_research.report.figures import Reference, Series, number
 from rl_research.report.history import cost, history
 from rl_research.report.run_folder import RunFolder, finite
 from rl_research.statistics import Interval, bootstrap_interval
+from rl_research.system import write_atomically
 
 _MAX_VIDEO_BYTES = 8_000_000
 _WEB = re.compile(r"https?://[^\s<>\"']+\Z")

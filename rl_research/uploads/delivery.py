@@ -9,9 +9,9 @@ from typing import Any
 from rl_research import checkpoints
 from rl_research.checkpoints import Checkpoint
 from rl_research.errors import LoggingError
-from rl_research.run import Run
-from rl_research.uploads.home import Arrival, Home
-from rl_research.utils.logger import ExperimentLogger
+from rl_research.runs import Run
+from rl_research.tracking import ExperimentLogger
+from rl_research.uploads.run_storage import Arrival, Home
 
 _log = logging.getLogger(__name__)
 

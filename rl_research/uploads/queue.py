@@ -10,13 +10,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rl_research.checkpoints import Checkpoint
-from rl_research.credentials import without_password
 from rl_research.errors import Interrupted, RLResearchError, in_a_line
-from rl_research.run import Run
+from rl_research.runs import Run
 from rl_research.storage import is_transient
-from rl_research.uploads.courier import Courier
+from rl_research.system import without_password
 from rl_research.uploads.delivery import deliver
-from rl_research.uploads.home import Home, mean_of
+from rl_research.uploads.run_storage import Home, mean_of
+from rl_research.uploads.worker import Courier
 
 _log = logging.getLogger(__name__)
 _WAITING = 2  # checkpoints that may wait while one is on its way

@@ -1,1 +1,1 @@
-"""What the logger is made of: metrics, media, settings, provenance."""
+"""The import path `rl_research.utils.logger`, and nothing else."""

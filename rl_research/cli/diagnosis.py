@@ -1,0 +1,229 @@
+"""What of this machine's surroundings works, found out in seconds, with a remedy for what does not."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import secrets
+import shutil
+import urllib.request
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from urllib.error import URLError
+from urllib.parse import urlsplit
+
+from rl_research.config import Config
+from rl_research.errors import ConfigError, StorageError
+from rl_research.storage import Store, is_transient
+from rl_research.sync import Policy, find, reason_not_to_try, server
+from rl_research.system import without_password
+from rl_research.tracking import NoAnswer, WandbApi
+
+_PATIENCE = 5.0  # seconds for one answer
+_LOW, _OUT = 10e9, 1e9  # bytes of disk: warned of, too few
+_PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
+_KNOWN_CLASHES = {  # what breaks what: package -> (versions that work, why)
+    "wandb": (
+        "0.31.",
+        "what tells a delivered run from a lost one is private to each minor release",
+    ),
+    "hydra-core": ("1.3.", "the configurations are written for it"),
+    "antlr4-python3-runtime": ("4.9.", "hydra-core 1.3 reads nothing with another"),
+    "stable-baselines3": ("2.9.", "exact resume knows its attributes"),
+}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing looked at: ``ok``, ``warning`` or ``broken``."""
+
+    about: str
+    state: str
+    said: str
+    remedy: str = ""
+
+
+def examine(config: Config) -> list[Finding]:
+    """Look at everything that *config* needs, side by side; each look is bounded in time."""
+    with ThreadPoolExecutor(len(_LOOKS)) as pool:
+        found = pool.map(lambda look: list(look(config)), _LOOKS)
+        return [finding for findings in found for finding in findings]
+
+
+def exit_code(findings: list[Finding]) -> int:
+    """2 if anything is broken, else 0; a warning is for people."""
+    return 2 if any(finding.state == "broken" for finding in findings) else 0
+
+
+def _versions(config: Config) -> Iterator[Finding]:  # noqa: ARG001  # one form for all looks
+    for package, (works, why) in _KNOWN_CLASHES.items():
+        try:
+            version = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            yield Finding(
+                "versions", "broken", f"{package} is not installed", "Install rl-research again."
+            )
+            continue
+        if not version.startswith(works):
+            remedy = f"pip install '{package}=={works}*'"
+            yield Finding("versions", "broken", f"{package} {version}: {why}", remedy)
+    if _release("fastapi") >= (0, 151) and _release("prefect") < (3, 9):
+        said = "prefect 3.8 cannot start its API with fastapi 0.151 or newer"
+        yield Finding("versions", "broken", said, "pip install 'fastapi<0.151'")
+    else:
+        names = ("prefect", "wandb", "stable-baselines3", "torch")
+        yield Finding("versions", "ok", ", ".join(f"{n} {metadata.version(n)}" for n in names))
+
+
+def _release(package: str) -> tuple[int, ...]:
+    try:
+        numbers = metadata.version(package).split(".")[:2]
+        return tuple(int(number) for number in numbers)
+    except (metadata.PackageNotFoundError, ValueError):
+        return (0,)
+
+
+def _wandb(config: Config) -> Iterator[Finding]:
+    account = server.account()
+    online = config.wandb.mode == "online"
+    wanted = "broken" if online else "warning"
+    try:
+        WandbApi(account.base_url, _PATIENCE).viewer()
+    except NoAnswer as no:
+        remedy = "Runs go on offline meanwhile; `rl-research sync` delivers them."
+        yield Finding("W&B", wanted, str(no), remedy)
+        return
+    entity, project = config.wandb.entity or "", config.wandb.project
+    try:
+        server.ask(account, entity, project, f"doctor-{secrets.token_hex(4)}")
+    except server.Refused as error:
+        remedy = "Check wandb.entity and wandb.project, or ask for the right to write there."
+        yield Finding("W&B", wanted, f"{entity or 'your entity'}/{project}: {error}", remedy)
+        return
+    except server.Unreachable as error:
+        yield Finding("W&B", wanted, str(error), "Try again.")
+        return
+    yield Finding("W&B", "ok", f"{account.base_url} knows the key and answers for {project}")
+
+
+def _proxies(config: Config) -> Iterator[Finding]:  # noqa: ARG001  # one form for all looks
+    found = {name: os.environ[name] for name in os.environ if name.upper() in _PROXIES}
+    bare = os.environ.get("NO_PROXY") or os.environ.get("no_proxy") or ""
+    hosts = [
+        urlsplit(os.environ.get(name, "")).hostname
+        for name in ("PREFECT_API_URL", "WANDB_BASE_URL")
+    ]
+    local = [host for host in hosts if host in ("127.0.0.1", "localhost") and host not in bare]
+    where = ", ".join(f"{name}={urlsplit(url).hostname}" for name, url in sorted(found.items()))
+    if found and local:
+        said = f"{where}: requests to {local[0]} go through it, too"
+        yield Finding("proxy", "warning", said, f"export NO_PROXY={local[0]}")
+    else:
+        yield Finding("proxy", "ok", where or "none")
+
+
+def _storage(config: Config) -> Iterator[Finding]:
+    url = config.storage.url
+    if url is None:
+        yield Finding("storage", "ok", "the run folder")
+        return
+    shown = without_password(url)
+    name, content = f".probe-{secrets.token_hex(6)}", secrets.token_bytes(64)
+    try:
+        store = Store(url, config.storage.options, config.storage.timeout)
+        store.write(name, content)
+        same = store.read(name) == content
+        store.remove(name)
+    except (StorageError, ConfigError) as error:
+        yield Finding("storage", "broken", str(error), "See docs for storage.url and its options.")
+    except Exception as error:
+        if not (is_transient(error) or isinstance(error, OSError)):
+            raise
+        remedy = "Training goes on without; uploads are tried again."
+        yield Finding("storage", "broken", f"{shown}: {str(error) or type(error).__name__}", remedy)
+    else:
+        state = "ok" if same else "broken"
+        said = "written, read and removed" if same else "what is read is not what was written"
+        yield Finding("storage", state, f"{shown}: {said}")
+
+
+def _prefect(config: Config) -> Iterator[Finding]:  # noqa: ARG001  # one form for all looks
+    url = os.environ.get("PREFECT_API_URL")
+    if not url:
+        yield Finding("Prefect", "ok", "its embedded API (PREFECT_API_URL is not set)")
+        return
+    try:
+        with urllib.request.urlopen(f"{url.rstrip('/')}/health", timeout=_PATIENCE):
+            pass
+        ready = [pool["name"] for pool in _pools(url) if pool.get("status") == "READY"]
+    except (URLError, OSError, ValueError) as error:
+        remedy = "Start it (`prefect server start`), or unset PREFECT_API_URL."
+        yield Finding("Prefect", "broken", f"{url}: {error}", remedy)
+        return
+    if ready:
+        yield Finding("Prefect", "ok", f"{url}, with a worker for {', '.join(ready)}")
+    else:
+        said = f"{url} answers, but no worker is there: nothing that is scheduled runs"
+        yield Finding("Prefect", "warning", said, "Start one (`rl-research serve`).")
+
+
+def _pools(url: str) -> list[dict[str, str]]:
+    request = urllib.request.Request(
+        f"{url.rstrip('/')}/work_pools/filter", b"{}", {"Content-Type": "application/json"}
+    )
+    with urllib.request.urlopen(request, timeout=_PATIENCE) as answer:
+        found: list[dict[str, str]] = json.load(answer)
+    return found
+
+
+def _disk(config: Config) -> Iterator[Finding]:
+    folder = Path(config.runs_dir).expanduser().absolute()
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    state = "broken" if free < _OUT else "warning" if free < _LOW else "ok"
+    remedy = "" if state == "ok" else "Free space, or choose another place with runs_dir=PATH."
+    yield Finding("disk", state, f"{free / 1e9:.0f} GB free for {config.runs_dir}", remedy)
+
+
+def _runs(config: Config) -> Iterator[Finding]:
+    folder = Path(config.runs_dir).expanduser()
+    runs = find([folder]) if folder.is_dir() else []
+    account = server.account()
+    counts: Counter[str] = Counter()
+    for run in runs:
+        outcome = reason_not_to_try(run, account, Policy())
+        counts["unsynced" if outcome is None else outcome.state] += 1
+    said = ", ".join(f"{number:,} {state}" for state, number in sorted(counts.items())) or "none"
+    if counts["blocked"] or counts["unverified"]:
+        yield Finding("runs", "warning", said, f"rl-research sync {folder} says why.")
+    elif counts["unsynced"]:
+        yield Finding("runs", "warning", said, f"rl-research sync {folder}")
+    else:
+        yield Finding("runs", "ok", said)
+
+
+def _films(config: Config) -> Iterator[Finding]:  # noqa: ARG001  # one form for all looks
+    wanted = {
+        "moviepy": "films",
+        "imageio_ffmpeg": "films",
+        "pygame": "pictures of classic control",
+    }
+    missing = [name for name in wanted if importlib.util.find_spec(name) is None]
+    if missing:
+        said = f"{missing[0]} is not installed: no {wanted[missing[0]]}"
+        yield Finding(
+            "films", "warning", said, "Install rl-research again, or video.enabled=false."
+        )
+    else:
+        yield Finding("films", "ok", "moviepy, ffmpeg and pygame are there")
+
+
+_LOOKS: tuple[Callable[[Config], Iterator[Finding]], ...] = (
+    _versions, _wandb, _proxies, _storage, _prefect, _disk, _runs, _films,
+)  # fmt: skip

@@ -1,0 +1,266 @@
+"""A name and plain values, as a configuration holds them, turned into an SB3 algorithm's arguments.
+
+A constructor's own signature says what it takes; what it leaves open, this module knows. Names are
+looked up in tables, so a configuration can never name code to run.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import math
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from rl_research.config import batches, signatures
+from rl_research.config.frozen import thaw
+from rl_research.config.messages import did_you_mean, shown
+from rl_research.errors import ConfigError
+
+if TYPE_CHECKING:
+    from gymnasium import spaces
+    from stable_baselines3.common.base_class import BaseAlgorithm
+
+_SB3 = ("a2c", "ddpg", "dqn", "ppo", "sac", "td3")
+_CONTRIB = ("crossq", "qrdqn", "tqc", "trpo")
+ON_POLICY = ("a2c", "ppo", "trpo")
+
+_ELSEWHERE = {
+    "env": "choose it with env=NAME or env.id=ID",
+    "policy": "set algorithm.policy",
+    "seed": "set experiment.seed",
+    "tensorboard_log": "metrics go to progress.csv and W&B",
+    "verbose": "progress is shown by the command itself",
+    "_init_setup_model": "it is internal to Stable-Baselines3",
+}
+_POLICY_ELSEWHERE = {"use_sde": "set algorithm.params.use_sde"}
+_POLICY_GIVEN = ("observation_space", "action_space", "lr_schedule")
+_AUTO = re.compile(r"auto(_(?=.*[1-9])\d*\.?\d+)?")
+_DEVICE = re.compile(r"(auto|cpu|mps|cuda)(?::(\d+))?")
+_NOISES = {"normal": "NormalActionNoise", "ornstein_uhlenbeck": "OrnsteinUhlenbeckActionNoise"}
+_CLASSES = {
+    "activation_fn": ("ELU", "GELU", "LeakyReLU", "Mish", "ReLU", "SiLU", "Softplus", "Tanh"),
+    "optimizer_class": ("Adam", "AdamW", "RMSprop", "SGD"),
+}
+
+
+def names() -> list[str]:
+    """Every algorithm that can be named."""
+    return sorted(_SB3 + _CONTRIB)
+
+
+def algorithm_class(name: str) -> type[BaseAlgorithm]:
+    """The class called *name*; `ConfigError` if there is none or its package is not installed."""
+    signatures.check_choice("algorithm.name", name, names(), "algorithm")
+    package = "stable_baselines3" if name in _SB3 else "sb3_contrib"
+    try:
+        module = importlib.import_module(package)
+    except ModuleNotFoundError as error:
+        if package == "stable_baselines3" or (error.name or "").split(".")[0] != package:
+            raise
+        raise ConfigError(
+            f"algorithm={name}: it is in sb3-contrib, which is not installed. "
+            "Install it with: pip install 'rl-research[contrib]'."
+        ) from None
+    found: type[BaseAlgorithm] = getattr(module, "CrossQ" if name == "crossq" else name.upper())
+    return found
+
+
+# ---------------------------------------------------------------- checks
+
+
+def check(name: str, policy: str, params: Mapping[str, Any]) -> None:
+    """Raise `ConfigError` for the first thing the constructor of *name* would not take."""
+    cls = algorithm_class(name)
+    if policy not in cls.policy_aliases:
+        raise ConfigError(
+            f"algorithm.policy={policy}: {cls.__name__} has no such policy."
+            f"{did_you_mean(policy, list(cls.policy_aliases))} "
+            f"Choose from: {', '.join(cls.policy_aliases)}."
+        )
+    accepted = signatures.accepted(cls.__init__)
+    for key, value in params.items():
+        where = f"algorithm.params.{key}"
+        if key in _ELSEWHERE:
+            raise ConfigError(f"{shown(where, value)}: not set here; {_ELSEWHERE[key]}.")
+        known = set(accepted) - set(_ELSEWHERE)
+        signatures.check_name(where, key, value, known, cls.__name__)
+        _check_param(where, key, value, accepted[key])
+    _check_policy_kwargs(name, cls.policy_aliases[policy], params.get("policy_kwargs") or {})
+
+
+def check_batch(name: str, params: Mapping[str, Any], n_envs: int) -> None:
+    """Raise `ConfigError` if what is collected and what is learned from do not fit together."""
+    defaults = inspect.signature(algorithm_class(name).__init__).parameters
+    given = {
+        key: params.get(key, defaults[key].default)
+        for key in ("batch_size", "buffer_size", "n_steps", "normalize_advantage", "train_freq")
+        if key in defaults
+    }
+    if name in ON_POLICY:
+        batches.check_rollout(given, n_envs)
+    else:
+        batches.check_replay(given, n_envs)
+
+
+def check_normalize(arguments: Mapping[str, Any]) -> None:
+    """Raise `ConfigError` for the first of *arguments* that VecNormalize would not take."""
+    from stable_baselines3.common.vec_env import VecNormalize
+
+    accepted = signatures.accepted(VecNormalize.__init__, without=["venv"])
+    for key, value in arguments.items():
+        where = f"env.normalize.{key}"
+        signatures.check_name(where, key, value, accepted, "VecNormalize")
+        signatures.check_value(where, key, value, accepted[key])
+
+
+def _check_param(where: str, key: str, value: Any, annotation: Any) -> None:
+    special = {"action_noise": _check_noise, "device": _check_device, "train_freq": _check_freq}
+    if key in special:
+        return special[key](where, value)
+    if _takes_schedule(annotation) and (start := _linear_start(value)) is not None:
+        if not math.isfinite(start):
+            raise ConfigError(f"{where}={value}: should be lin_ and a number, such as lin_0.001.")
+        return signatures.check_range(where, key, start, value)
+    if key == "ent_coef" and isinstance(value, str) and str in signatures.members(annotation):
+        if not _AUTO.fullmatch(value):
+            raise ConfigError(f"{where}={value}: should be a number, 'auto' or 'auto_0.1'.")
+    elif key == "target_entropy" and isinstance(value, str) and value != "auto":
+        raise ConfigError(f"{where}={value}: should be a number or 'auto'.")
+    hint = ", or lin_0.001 for a linear schedule" if _takes_schedule(annotation) else ""
+    return signatures.check_value(where, key, value, annotation, hint)
+
+
+def _takes_schedule(annotation: Any) -> bool:
+    return any("Callable" in repr(member) for member in signatures.members(annotation))
+
+
+def _linear_start(value: Any) -> float | None:
+    if not (isinstance(value, str) and value.startswith("lin_")):
+        return None
+    try:
+        return float(value.removeprefix("lin_"))
+    except ValueError:
+        return None
+
+
+def _check_noise(where: str, value: Any) -> None:
+    if value is None:
+        return
+    example = "write algorithm.params.action_noise={type: normal, std: 0.1}"
+    if not isinstance(value, dict) or set(value) - {"type", "std"} or "type" not in value:
+        raise ConfigError(f"{shown(where, value)}: should be a mapping of type and std; {example}.")
+    signatures.check_choice(f"{where}.type", value["type"], list(_NOISES), "noise")
+    std = value.get("std", 0.1)
+    number = isinstance(std, int | float) and not isinstance(std, bool) and math.isfinite(std)
+    if not number or std < 0:
+        raise ConfigError(
+            f"{shown(f'{where}.std', std)}: should be a number that is not negative; {example}."
+        )
+
+
+def _check_device(where: str, value: Any) -> None:
+    found = _DEVICE.fullmatch(value) if isinstance(value, str) else None
+    if not found or (found[2] and found[1] != "cuda"):
+        raise ConfigError(
+            f"{shown(where, value)}: there is no such device."
+            f"{did_you_mean(str(value), ['auto', 'cpu', 'cuda', 'mps'])} "
+            "Choose from: auto, cpu, cuda, cuda:N, mps."
+        )
+    if value in ("auto", "cpu"):
+        return
+    import torch
+
+    n = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    here = torch.backends.mps.is_available() if value == "mps" else int(found[2] or 0) < n
+    if not here:
+        raise ConfigError(
+            f"{where}={value}: torch finds no such device here. "
+            "Choose auto, which takes what there is."
+        )
+
+
+def _check_freq(where: str, value: Any) -> None:
+    pair = value if isinstance(value, list | tuple) else (value, "step")
+    number = len(pair) == 2 and isinstance(pair[0], int) and not isinstance(pair[0], bool)
+    if not number or pair[0] < 1 or pair[1] not in ("step", "episode"):
+        raise ConfigError(
+            f"{shown(where, value)}: should be a whole number of steps from 1 on, "
+            "or such a number with its unit, [1,step] or [1,episode]."
+        )
+
+
+def _check_policy_kwargs(name: str, policy: type, kwargs: Mapping[str, Any]) -> None:
+    accepted = signatures.accepted(policy.__init__, without=_POLICY_GIVEN)  # type: ignore[misc]  # only its signature is read
+    for key, value in kwargs.items():
+        where = f"algorithm.params.policy_kwargs.{key}"
+        if key in _POLICY_ELSEWHERE and key in accepted:
+            raise ConfigError(f"{shown(where, value)}: not set here; {_POLICY_ELSEWHERE[key]}.")
+        known = set(accepted) - set(_POLICY_ELSEWHERE)
+        signatures.check_name(where, key, value, known, policy.__name__)
+        if key in _CLASSES:
+            signatures.check_choice(where, value, _CLASSES[key], "class")
+            continue
+        signatures.check_value(where, key, value, accepted[key])
+        if key == "net_arch":
+            _check_net_arch(where, value, ("pi", "vf") if name in ON_POLICY else ("pi", "qf"))
+
+
+def _check_net_arch(where: str, value: Any, heads: tuple[str, str]) -> None:
+    if isinstance(value, dict) and set(value) != set(heads):
+        raise ConfigError(
+            f"{shown(where, value)}: should name the layers of {' and '.join(heads)}, "
+            f"as in {{{heads[0]}: [64,64], {heads[1]}: [64,64]}}."
+        )
+    networks = list(value.values()) if isinstance(value, dict) else [value or []]
+    if any(units < 1 for layers in networks for units in layers):
+        raise ConfigError(f"{shown(where, value)}: each layer needs at least 1 unit.")
+
+
+# ---------------------------------------------------------------- what the constructor gets
+
+
+def constructor_arguments(
+    params: Mapping[str, Any], action_space: spaces.Space[Any], n_envs: int
+) -> dict[str, Any]:
+    """*params* as the constructor takes them: schedules, noises, classes and tuples made."""
+    made = {key: _made(value) for key, value in params.items()}
+    if noise := params.get("action_noise"):
+        made["action_noise"] = _noise(noise, action_space, n_envs)
+    if isinstance(made.get("train_freq"), list):
+        made["train_freq"] = tuple(made["train_freq"])
+    if kwargs := made.get("policy_kwargs"):
+        made["policy_kwargs"] = _policy_kwargs(kwargs)
+    return made
+
+
+def _made(value: Any) -> Any:
+    start = _linear_start(value)
+    if start is None:
+        return thaw(value)
+    from stable_baselines3.common.utils import LinearSchedule
+
+    # SB3 rounds the budget up to whole rollouts, so the remaining progress ends below 0, where a
+    # bare `start * progress` turns negative; SB3's LinearSchedule stays at its end value.
+    return LinearSchedule(start, 0.0, 1.0)
+
+
+def _noise(value: Mapping[str, Any], action_space: spaces.Space[Any], n_envs: int) -> Any:
+    import numpy as np
+    from stable_baselines3.common import noise
+
+    shape = action_space.shape or (1,)
+    made = getattr(noise, _NOISES[value["type"]])(
+        mean=np.zeros(shape), sigma=value.get("std", 0.1) * np.ones(shape)
+    )
+    return noise.VectorizedActionNoise(made, n_envs) if n_envs > 1 else made
+
+
+def _policy_kwargs(kwargs: dict[str, Any]) -> dict[str, Any]:
+    import torch
+
+    homes = {"activation_fn": torch.nn, "optimizer_class": torch.optim}
+    return {
+        key: getattr(homes[key], value) if key in homes else value for key, value in kwargs.items()
+    }

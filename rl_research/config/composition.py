@@ -1,0 +1,233 @@
+"""From a list of overrides to plain dicts, by way of Hydra and OmegaConf.
+
+Hydra puts the chosen groups together. The other overrides are applied here, for Hydra alone would
+refuse a new key of ``algorithm.params``, advise a ``+`` that hides typos, and answer mistakes in
+terms of its own insides. What may be set is decided by the schema in `rl_research.config.experiment`.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+import threading
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel
+
+from rl_research.config.messages import did_you_mean, shown, spelt
+from rl_research.config.overrides import SEARCHPATH, read
+from rl_research.errors import ConfigError
+
+if TYPE_CHECKING:
+    from hydra.core.override_parser.types import Override
+    from omegaconf import DictConfig
+    from omegaconf.errors import OmegaConfBaseException
+
+_PACKAGED_CONFIGS = Path(__file__).parents[1] / "configs"
+CONFIG_DIR = (
+    _PACKAGED_CONFIGS if _PACKAGED_CONFIGS.is_dir() else Path(__file__).parents[2] / "configs"
+)
+
+#: Stands in a `Config` for the run's folder, which is known only when the run has its id.
+RUN_DIR = "{run_dir}"
+_OUTPUT_DIR = re.compile(r"\$\{hydra:runtime\.output_dir\}")
+_OMEGACONF_TAIL = re.compile(r"\s*(full_key|object_type|reference_type)[:=].*", re.DOTALL)
+_RAISED_WHILE = re.compile(r"\w+ raised while resolving interpolation: ")
+
+_hydra_lock = threading.RLock()  # Hydra's compose API keeps its state in a process-wide singleton.
+
+
+def compose(overrides: Iterable[str] = (), verbatim: Collection[str] = ()) -> dict[str, Any]:
+    """The configuration that *overrides* describe, as plain dicts, lists and scalars.
+
+    A setting in *verbatim* keeps the text it was given, where Hydra would make ``1_000`` a number.
+
+    ``experiment.published`` is the score of exactly what the experiment file says: it becomes null
+    when the algorithm, the environment or the budget are others than in that file.
+    """
+    import hydra
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    selected, changes = read({group: choices(group) for group in groups()}, overrides)
+    try:
+        with _fresh_hydra(), hydra.initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+            config, chosen = _selected(selected.values())
+            for override in changes:
+                _change(config, override, verbatim)
+            values = plain(config)
+            if chosen["experiment"] and len(selected) + len(changes) > 1:
+                alone = [selected[key] for key in (SEARCHPATH, "experiment") if key in selected]
+                pure = plain(_selected(alone)[0])
+                _compare_with_experiment(values, pure, chosen, changes)
+    except OmegaConfBaseException as error:
+        raise ConfigError(_omegaconf_line(error, config)) from None
+    except HydraException as error:
+        reason = " ".join(str(error).split("Config search path")[0].split())
+        raise ConfigError(f"{' '.join(selected.values())}: {reason}") from None
+    return values
+
+
+def plain(config: Mapping[str, Any] | BaseModel, output_dir: str = RUN_DIR) -> dict[str, Any]:
+    """*config*, of whatever kind, as plain dicts, lists and scalars with interpolations resolved.
+
+    ``${hydra:runtime.output_dir}`` means Hydra's own folder under ``@hydra.main`` and *output_dir*
+    elsewhere, where Hydra itself raises.
+    """
+    if isinstance(config, BaseModel):
+        return config.model_dump(mode="json")
+    if "omegaconf" not in sys.modules:
+        return dict(config)
+    from hydra.core.hydra_config import HydraConfig
+    from omegaconf import DictConfig, OmegaConf
+
+    if not isinstance(config, DictConfig):
+        return dict(config)
+    if HydraConfig.initialized() and HydraConfig.get().runtime.output_dir:
+        resolved = OmegaConf.to_container(config, resolve=True)
+    else:
+        resolved = OmegaConf.to_container(_without_hydra(config, output_dir), resolve=True)
+    assert isinstance(resolved, dict)
+    return {str(key): value for key, value in resolved.items()}
+
+
+def choices(group: str) -> list[str]:
+    """The names that *group* offers, such as ``cartpole`` and ``pendulum`` for ``env``."""
+    return sorted(path.stem for path in (CONFIG_DIR / group).glob("*.yaml") if path.stem != "base")
+
+
+def groups() -> list[str]:
+    """The groups a configuration is put together from."""
+    return sorted(path.name for path in CONFIG_DIR.iterdir() if path.is_dir())
+
+
+@contextmanager
+def _fresh_hydra() -> Iterator[None]:
+    """Lend this thread Hydra's process-wide state, and give back what was there."""
+    from hydra.core.global_hydra import GlobalHydra
+
+    with _hydra_lock:
+        borrowed = GlobalHydra.instance().hydra  # set while the user's own `@hydra.main` runs
+        GlobalHydra.instance().clear()
+        try:
+            yield
+        finally:
+            GlobalHydra.instance().hydra = borrowed
+
+
+def _without_hydra(config: DictConfig, output_dir: str) -> DictConfig:
+    """*config* with Hydra's run folder spelt out, which Hydra resolves only in its own main."""
+    from omegaconf import OmegaConf
+
+    def spelt_out(value: Any) -> Any:
+        if isinstance(value, str):
+            return _OUTPUT_DIR.sub(lambda _: output_dir, value)
+        if isinstance(value, dict):
+            return {key: spelt_out(member) for key, member in value.items()}
+        return [spelt_out(member) for member in value] if isinstance(value, list) else value
+
+    content: dict[Any, Any] = spelt_out(OmegaConf.to_container(config, resolve=False))
+    return OmegaConf.create(content)
+
+
+# ---------------------------------------------------------------- putting it together
+
+
+def _selected(lines: Iterable[str]) -> tuple[DictConfig, dict[str, str | None]]:
+    """What Hydra makes of the chosen files, and the name of the file chosen from each group."""
+    import hydra
+    from omegaconf import open_dict
+
+    config = hydra.compose("config", list(lines), return_hydra_config=True)
+    chosen = {group: config.hydra.runtime.choices.get(group) for group in groups()}
+    with open_dict(config):
+        del config["hydra"]
+    return config, chosen
+
+
+def _change(config: DictConfig, override: Override, verbatim: Collection[str]) -> None:
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    key, value = override.key_or_group, override.value()
+    if override.is_delete():
+        return _delete(config, key)
+    if key in verbatim and isinstance(value, int | float):
+        value = (override.input_line or "").partition("=")[2].strip().strip("'")
+    try:
+        OmegaConf.update(config, key, value, merge=True, force_add=True)
+    except (OmegaConfBaseException, ValueError):  # ValueError: a list's index that is no number
+        _replace(config, key, value)
+
+
+def _replace(config: DictConfig, key: str, value: Any) -> None:
+    """A list where a mapping was, or the reverse; the schema will say which of them it wants."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        OmegaConf.update(config, key, value, merge=False, force_add=True)
+    except (OmegaConfBaseException, ValueError):
+        parent = key.rpartition(".")[0]
+        raise ConfigError(
+            f"{shown(key, value)}: {parent} is a list, so give it whole, as in {parent}=[a,b]."
+        ) from None
+
+
+def _delete(config: DictConfig, key: str) -> None:
+    from omegaconf import DictConfig, OmegaConf, open_dict
+
+    parent, _, leaf = key.rpartition(".")
+    section = OmegaConf.select(config, parent) if parent else config
+    if not isinstance(section, DictConfig) or leaf not in section:
+        known = [str(name) for name in section] if isinstance(section, DictConfig) else []
+        raise ConfigError(
+            f"'~{key}': '{key}' is not a setting of this experiment, so it cannot be removed."
+            f"{did_you_mean(leaf, known)}"
+        )
+    with open_dict(section):
+        del section[leaf]
+
+
+def _compare_with_experiment(
+    values: dict[str, Any],
+    pure: dict[str, Any],
+    chosen: Mapping[str, str | None],
+    changes: list[Override],
+) -> None:
+    """Refuse another algorithm than the experiment's; drop its score if anything else differs.
+
+    Settings keep their names and change their meaning between algorithms: ``n_steps`` is the length
+    of PPO's rollouts and the depth of SAC's returns.
+    """
+    algorithm, its = values.get("algorithm", {}).get("name"), pure["algorithm"]["name"]
+    if algorithm not in (None, its):
+        raise ConfigError(
+            f"algorithm={spelt(algorithm)}: experiment={chosen['experiment']} holds settings of "
+            f"{its}, which would mean something else. Start without the experiment: "
+            f"algorithm={spelt(algorithm)} env={chosen['env']}."
+        )
+    kept = any(o.key_or_group.startswith("experiment.published") for o in changes)
+    if not kept and _trained(values) != _trained(pure):
+        values["experiment"]["published"] = None
+
+
+def _trained(values: Mapping[str, Any]) -> tuple[Any, ...]:
+    budget = values["experiment"].get("total_timesteps")
+    return values.get("algorithm"), values.get("env"), budget
+
+
+def _omegaconf_line(error: OmegaConfBaseException, config: DictConfig) -> str:
+    from omegaconf import OmegaConf
+
+    where = str(error.full_key or "")
+    reason = _RAISED_WHILE.sub("", _OMEGACONF_TAIL.sub("", str(error)))
+    value: Any = OmegaConf.to_container(config, resolve=False)
+    for part in re.findall(r"[^.\[\]]+", where):
+        value = value[int(part)] if isinstance(value, list) else value.get(part)
+    return (
+        f"{shown(where, value)}: {' '.join(reason.split())}." if where else " ".join(reason.split())
+    )

@@ -1,0 +1,179 @@
+"""The sections of an experiment's description: every setting with its type, bounds and meaning."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    field_validator,
+)
+from pydantic_core import PydanticCustomError
+
+from rl_research.config.composition import RUN_DIR
+from rl_research.config.frozen import FrozenDict, freeze
+
+
+def _not_a_truth_value(value: object) -> object:
+    if isinstance(value, bool):
+        raise ValueError("should be a number, not true or false")
+    return value
+
+
+Whole = Annotated[int, BeforeValidator(_not_a_truth_value)]
+Steps = Annotated[Whole, Field(ge=0)]
+Count = Annotated[Whole, Field(ge=1)]
+Seed = Annotated[Whole, Field(ge=0, le=2**31 - 1)]
+Number = Annotated[FiniteFloat, BeforeValidator(_not_a_truth_value)]
+Seconds = Annotated[Number, Field(gt=0)]
+Arguments = Annotated[dict[str, Any], AfterValidator(freeze)]
+
+
+class Section(BaseModel):
+    """Frozen, and a key that is not listed is a mistake."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=False, coerce_numbers_to_str=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _is_set(cls, value: object) -> object:
+        if value == "???":
+            raise PydanticCustomError("missing_value", "is not set")
+        return value
+
+
+class Published(Section):
+    """The score others reached with the same settings, shown beside ours."""
+
+    mean: Number = Field(description="mean return", examples=[500.0])
+    std: Number | None = Field(None, description="its standard deviation", examples=[0.0])
+    source: str = Field(min_length=1, description="where it is published", examples=["a paper"])
+
+
+class Experiment(Section):
+    """What is trained, how long, from which seed."""
+
+    name: str | None = Field(None, description="name of the experiment", examples=["my_first"])
+    seed: Seed = Field(0, description="seed of everything random in training")
+    total_timesteps: Count = Field(
+        100_000, description="environment steps to train, rounded up to whole rollouts"
+    )
+    log_every: Count = Field(1_000, description="environment steps between metric rows")
+    torch_threads: Count = Field(1, description="threads of torch; part of what a seed means")
+    published: Published | None = Field(
+        None,
+        description="the score to compare with",
+        examples=[{"mean": 500.0, "source": "a paper"}],
+    )
+
+
+class Algorithm(Section):
+    """An algorithm of Stable-Baselines3, sb3-contrib or SBX, and its constructor's arguments."""
+
+    name: str = Field(description="algorithm", examples=["ppo"])
+    policy: str = Field("MlpPolicy", description="policy class", examples=["MlpPolicy"])
+    params: Arguments = Field(
+        default_factory=FrozenDict, description="constructor arguments", examples=[{"gamma": 0.99}]
+    )
+
+
+class Env(Section):
+    """The environment, and how many copies of it step together."""
+
+    id: str = Field(min_length=1, description="gymnasium id", examples=["CartPole-v1"])
+    n_envs: Count = Field(1, le=10_000, description="copies of the environment that step together")
+    normalize: bool | Arguments = Field(
+        False, description="VecNormalize: true, or its arguments", examples=["true"]
+    )
+    max_episode_steps: Count | None = Field(
+        None, description="truncate episodes after", examples=[500]
+    )
+    vec_env: Literal["dummy", "subproc"] = Field("dummy", description="one process or many")
+    kwargs: Arguments = Field(default_factory=FrozenDict, description="arguments of gymnasium.make")
+
+
+class Wandb(Section):
+    """The run as Weights & Biases sees it."""
+
+    project: str = Field("rl_research", min_length=1, max_length=128, description="W&B project")
+    entity: str | None = Field(None, description="W&B user or team", examples=["my_team"])
+    group: str | None = Field(None, max_length=128, description="W&B group", examples=["seeds"])
+    tags: tuple[Annotated[str, Field(min_length=1, max_length=64)], ...] = Field(
+        (), description="W&B tags", examples=["[training,ppo]"]
+    )
+    mode: Literal["online", "offline", "disabled"] = Field("offline", description="where rows go")
+    dir: str = Field(RUN_DIR, min_length=1, description="folder that gets the wandb folder")
+    name: str | None = Field(None, max_length=128, description="display name", examples=["first"])
+    job_type: str | None = Field("train", max_length=64, description="W&B job type")
+    notes: str | None = Field(None, description="free text", examples=["baseline"])
+    max_rows: Count = Field(10_000, description="rows logged singly before blocks are averaged")
+    fallback: bool = Field(True, description="go on offline where online is not possible")
+    init_timeout: Seconds = Field(20.0, description="seconds to start online")
+    finish_timeout: Seconds = Field(120.0, description="seconds to finish")
+
+    @field_validator("project")
+    @classmethod
+    def _project_name(cls, value: str) -> str:
+        if bad := sorted(set(value) & set("/\\#?%:")):
+            raise ValueError(f"W&B project names cannot contain {' '.join(bad)}")
+        return value
+
+
+class Evaluation(Section):
+    """How the policy is scored: while training, and at the end on held-out seeds."""
+
+    enabled: bool = Field(True, description="evaluate at all")
+    every: Steps = Field(10_000, description="environment steps between evaluations, 0 for none")
+    episodes: Count = Field(10, description="episodes per evaluation while training")
+    final_episodes: Steps = Field(100, description="episodes of the final score, 0 for none")
+    deterministic: bool = Field(True, description="act by the mode of the policy")
+    seed: Seed = Field(1_000_000, description="episode k resets with seed + k")
+
+
+class Checkpoint(Section):
+    """When the run is committed, and which commits are kept."""
+
+    every: Steps = Field(25_000, description="environment steps between checkpoints, 0: the last")
+    keep_last: Count = Field(2, description="newest checkpoints to keep")
+    deadline: Annotated[float, Field(gt=0, le=3600)] = Field(
+        25.0, description="seconds from a signal until the run has stopped, come what may"
+    )
+    keep_best: Steps = Field(1, description="best-scored checkpoints to keep")
+    keep_every: Steps = Field(0, description="steps between those kept for ever, 0: none")
+
+
+class Video(Section):
+    """Which episodes are filmed, in an environment of their own."""
+
+    enabled: bool = Field(True, description="film at all")
+    every: Steps = Field(0, description="environment steps between videos, 0: only the last")
+    max_steps: Count = Field(1_000, description="longest film, in environment steps")
+
+
+class Storage(Section):
+    """Where checkpoints go besides the run folder."""
+
+    url: str | None = Field(
+        None,
+        min_length=1,
+        description="fsspec URL, also gs://BUCKET/PREFIX or a folder",
+        examples=["s3://BUCKET/PREFIX"],
+    )
+    options: Arguments = Field(
+        default_factory=FrozenDict, description="options of the fsspec class"
+    )
+    lease: Seconds = Field(
+        60.0, description="seconds of silence after which another machine takes a run over"
+    )
+    timeout: Seconds = Field(60.0, description="seconds a transfer may stand still")
+    retry_for: Annotated[Number, Field(ge=0)] = Field(
+        900.0, description="seconds over which connection failures are tried again"
+    )
+    flush_timeout: Seconds = Field(
+        600.0, description="seconds that uploads may take once the run is done"
+    )

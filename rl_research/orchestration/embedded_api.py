@@ -1,0 +1,158 @@
+"""Prefect's API where there is no server: one that a command brings along, and that ends with it.
+
+Prefect would start one by itself when the first client is made: after every import, and on a port that was
+free some seconds before the server took it. Of two commands that choose the same port the second takes the
+first one's server for its own, and loses it in the middle of its run. Here the command listens first and
+its server inherits the socket, so nobody else can have the port, and who comes early waits in line: while
+the server starts, and while it is started again. Everything else is imported meanwhile.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rl_research.orchestration.local_server import HOST, answers
+
+_STARTS = 3  # of a server that dies
+_ERROR = re.compile(r"[A-Za-z_][\w.]*(Error|Exception): ")
+_TO_END = 5.0  # seconds for what it has not written yet
+
+
+class EmbeddedAPI:
+    """A Prefect API in a process of its own, which ends with this one, however that ends."""
+
+    def __init__(self) -> None:
+        self._began = time.monotonic()
+        self._socket = socket.create_server((HOST, 0), backlog=128)
+        self.url = f"http://{HOST}:{self._socket.getsockname()[1]}/api"
+        self._said = tempfile.TemporaryFile()  # noqa: SIM115  # kept as long as the server
+        self._changing = threading.Lock()
+        self._ended = threading.Event()
+        self._server = self._start()
+        threading.Thread(target=self._keep, daemon=True, name="embedded API").start()
+        atexit.register(self.close)  # before Prefect registers what it still has to say at the end
+
+    def answers(self, patience: float) -> bool:
+        """Whether it answers by the time it is *patience* seconds old; if not, it is given up."""
+        until = self._began + patience
+        while not self._ended.is_set() and (left := until - time.monotonic()) > 0:
+            if answers(self.url, left):
+                return True
+            self._ended.wait(0.1)
+        self.close()
+        return False
+
+    def last_words(self) -> str:
+        """The error that its server has named last, else its last line."""
+        text = os.pread(self._said.fileno(), 1 << 20, 0)  # the server writes on where it was
+        lines = [line.strip() for line in text.decode(errors="replace").splitlines()]
+        said = list(filter(None, lines)) or ["no answer in time"]
+        return next(filter(_ERROR.match, reversed(said)), said[-1])
+
+    def close(self) -> None:
+        """Refuse everybody from now on, and end the server."""
+        with self._changing:
+            if self._ended.is_set():
+                return
+            self._ended.set()
+            self._socket.close()
+            self._server.terminate()
+        try:
+            self._server.wait(_TO_END)
+        except subprocess.TimeoutExpired:
+            self._server.kill()
+            self._server.wait()
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        listening = self._socket.fileno()
+        return subprocess.Popen(
+            [sys.executable, "-m", __name__, str(listening)],
+            stdin=subprocess.PIPE,  # at its end the server knows that this process is gone
+            stdout=self._said, stderr=self._said, pass_fds=[listening],
+            start_new_session=True,  # Ctrl-C is meant for the run, which has something to say to it then
+        )  # fmt: skip
+
+    def _keep(self) -> None:
+        """Start the server again where it dies, on the same socket; after some times give it up."""
+        for _ in range(_STARTS - 1):
+            self._server.wait()
+            with self._changing:
+                if self._ended.is_set():
+                    return
+                self._server = self._start()
+        self._server.wait()
+        self.close()
+
+
+@contextmanager
+def unless_there_is_one() -> Iterator[EmbeddedAPI | None]:
+    """The API that this process uses from now on; None where Prefect knows of a server, or may not embed one.
+
+    A server may stand in the environment, or in Prefect's own files and profiles. The API outlives the
+    body, which makes ready what needs it; if the body raises, it has never been.
+    """
+    from prefect.context import refresh_global_settings_context
+    from prefect.settings import get_current_settings
+
+    known = get_current_settings()
+    if known.api.url or not known.server.ephemeral.enabled:
+        yield None
+        return
+    api, before = EmbeddedAPI(), dict(os.environ)
+    # It has no pages, and its address leads nowhere once the command has ended.
+    variables = {"PREFECT_API_URL": api.url, "PREFECT_SERVER_UI_ENABLED": "false"}
+    variables |= _past_proxies()
+    os.environ.update(variables)
+    refresh_global_settings_context()
+    try:
+        yield api
+    except BaseException:
+        api.close()
+        for name in variables:
+            os.environ.pop(name)
+        os.environ.update({name: before[name] for name in variables if name in before})
+        refresh_global_settings_context()
+        raise
+
+
+def _past_proxies() -> dict[str, str]:
+    """The variables by which requests to this machine go to no proxy."""
+    names = [name for name in ("no_proxy", "NO_PROXY") if os.environ.get(name)] or ["NO_PROXY"]
+    known = {name: os.environ.get(name, "") for name in names}
+    return {
+        name: f"{hosts},{HOST}".lstrip(",") for name, hosts in known.items() if hosts.strip() != "*"
+    }
+
+
+def _serve(descriptor: int) -> None:
+    """Be the server on the socket *descriptor*, until told to stop or until the parent is gone."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    import uvicorn
+    from prefect.server.api.server import create_app
+
+    app = create_app(ephemeral=True, final=True)
+    server = uvicorn.Server(uvicorn.Config(app, log_level="error", lifespan="on"))
+    server.run(sockets=[socket.socket(fileno=descriptor)])
+    sys.exit(0 if server.started else 3)
+
+
+def _end_with_parent() -> None:
+    os.read(0, 1)
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(_TO_END)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    _serve(int(sys.argv[1]))

@@ -1,0 +1,287 @@
+"""One run: its folder, its lease, its logger, and the record of what it has come to."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import logging
+import math
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import yaml
+
+from rl_research import checkpoints
+from rl_research.config import Config
+from rl_research.errors import ConfigError, Interrupted, StorageError
+from rl_research.runs.identity import check_same_experiment, described
+from rl_research.runs.lease import LEASE, leased_folder, leased_store
+from rl_research.runs.record import (
+    DESCRIPTION,
+    RECORD,
+    flow_runs,
+    is_of_flow_run,
+    left_of,
+    read_record,
+    segments,
+)
+from rl_research.storage import StoreLease
+from rl_research.system import (
+    Overdue,
+    StopRequest,
+    listening,
+    raise_if_refused,
+    without_password,
+    write_atomically,
+)
+from rl_research.tracking import ExperimentLogger, provenance
+
+_log = logging.getLogger(__name__)
+
+_TO_LEAVE = 5.0  # seconds of the deadline for what comes after the W&B run
+_UNFINISHED = (".writing-", ".report-", ".probe-")
+
+
+class Run:
+    """One execution of an experiment by this process; `open_run` makes it."""
+
+    def __init__(
+        self,
+        config: Config,
+        logger: ExperimentLogger,
+        stop: StopRequest,
+        lease: IO[str],
+        store_lease: StoreLease | None,
+    ):
+        self.config = config
+        self._lease = lease
+        self.store_lease = store_lease
+        self.dir = config.run_dir
+        self.logger = logger
+        self.stop = stop
+        self.record: dict[str, Any] = read_record(self.dir) or {}
+        self._since = time.monotonic()
+        self._cpu_since = time.process_time()
+        self._seconds_before = float(self.record.get("seconds") or 0.0)
+        self._cpu_before = float(self.record.get("cpu_seconds") or 0.0)
+
+    def check_lease(self) -> None:
+        """Raise `StorageError` if the run is no longer this process's, in its folder or in its store."""
+        if self.store_lease is not None:
+            self.store_lease.check()
+        try:
+            same = os.path.samestat(os.fstat(self._lease.fileno()), (self.dir / LEASE).stat())
+        except FileNotFoundError:
+            same = False
+        if not same:
+            raise StorageError(
+                f"{self.dir}: the run folder was removed or replaced while the run was going on; "
+                "what it held is lost. Start the run again."
+            )
+
+    def confirm_lease(self) -> None:
+        """`StoreLease.confirm`, where the run has a store."""
+        if self.store_lease is not None:
+            self.store_lease.confirm()
+
+    def finish(self) -> None:
+        """Note that everything has been done."""
+        self.save(status="finished", finished_at=_now())
+
+    def close(self, exit_code: int = 0) -> None:
+        """Finish the W&B run, within what is left of ``checkpoint.deadline`` if a stop is asked for."""
+        try:
+            self.logger.finish(exit_code, patience=self._patience)
+        finally:
+            self.save(wandb=self.logger.record)
+
+    def _patience(self) -> float:
+        return self.stop.seconds_left() - _TO_LEAVE if self.stop else math.inf
+
+    def save(self, **facts: Any) -> None:
+        """Add *facts* to the run's record on disk."""
+        self.record |= facts
+        seconds, cpu = time.monotonic() - self._since, time.process_time() - self._cpu_since
+        self.record["seconds"] = round(self._seconds_before + seconds, 3)
+        self.record["cpu_seconds"] = round(self._cpu_before + cpu, 3)
+        self.record["saved_at"] = _now()
+        text = json.dumps(self.record, indent=2, default=str) + "\n"
+        write_atomically(self.dir / RECORD, text.encode())
+
+
+@contextmanager
+def open_run(config: Config, overrides: Sequence[str] = ()) -> Iterator[Run]:
+    """Open the run that *config* names, alone; close its logger and its record whatever happens.
+
+    Raises `ConfigError` if another process has the run open or its folder cannot be written.
+    """
+    folder = config.run_dir
+    if config.resume == "never":
+        _start_afresh(config)
+    make_folder(folder)
+    with (
+        leased_folder(folder) as lease,
+        listening(config.checkpoint.deadline) as stop,
+        leased_store(config, stop) as store_lease,
+    ):
+        _check_same_experiment(config)
+        _sweep(folder)
+        _write_description(folder, config, overrides)
+        run = Run(config, ExperimentLogger(config, run_dir=folder), stop, lease, store_lease)
+        try:
+            yield from _opened(run)
+        except BaseException:
+            run.close(exit_code=1)
+            raise
+        run.close()
+        run.finish()
+
+
+def _opened(run: Run) -> Iterator[Run]:
+    """Hand out *run*, and note how that ended if not well."""
+    run.save(**_identity(run))
+    run.logger.log_config({"flow_run_ids": run.record["flow_run_ids"]})
+    _log.info("%s: run %s in %s", run.config.name, run.config.run_id, run.dir)
+    try:
+        yield run
+    except Overdue as late:
+        run.save(status="interrupted", finished_at=_now())
+        raise Interrupted(str(late)) from None
+    except BaseException as error:
+        run.stop.disarm()
+        run.save(status=_status_after(error), finished_at=_now())
+        raise
+
+
+def _identity(run: Run) -> dict[str, Any]:
+    config = run.config
+    flow = provenance.flow_run()
+    return {
+        "run_id": config.run_id,
+        "run_dir": str(run.dir),
+        "status": "running",
+        "name": config.name,
+        "algorithm": config.algorithm.name,
+        "env": config.env.id,
+        "seed": config.experiment.seed,
+        "total_timesteps": config.experiment.total_timesteps,
+        "published": published(config),
+        "reward_threshold": run.record.get("reward_threshold"),
+        "wandb": run.logger.record,
+        "flow_run_id": flow.get("flow_run_id"),
+        "flow_run_url": flow.get("ui_url"),
+        "flow_run_ids": flow_runs(run.record, flow.get("flow_run_id")),
+        "segments": segments(run.record, _now()),
+        "versions": provenance.versions(),
+        "git": provenance.git(),
+        "started_at": run.record.get("started_at") or _now(),
+        "finished_at": None,
+        "not_uploaded": left_of(run.record),
+        "scores": run.record.get("scores") if _is_trained(run) else None,
+    }
+
+
+def _is_trained(run: Run) -> bool:
+    return (run.record.get("global_step") or 0) >= run.config.experiment.total_timesteps
+
+
+def published(config: Config) -> dict[str, Any] | None:
+    """The score that others reached with these settings, as the record holds it."""
+    score = config.experiment.published
+    return None if score is None else score.model_dump()
+
+
+def _write_description(folder: Path, config: Config, overrides: Sequence[str]) -> None:
+    text = yaml.safe_dump(described(config), sort_keys=False, allow_unicode=True)
+    write_atomically(folder / DESCRIPTION, text.encode())
+    lines = "".join(
+        f"{without_password(line)}\n" for line in overrides if "storage.options" not in line
+    )
+    write_atomically(folder / "overrides.txt", lines.encode())
+
+
+def _sweep(folder: Path) -> None:
+    for left in unfinished_files(folder):
+        left.unlink()
+
+
+def unfinished_files(folder: Path) -> list[Path]:
+    """What a killed process was about to rename in *folder*."""
+    return [
+        left
+        for left in folder.rglob(".*")
+        if left.is_file() and (left.suffix == ".tmp" or left.name.startswith(_UNFINISHED))
+    ]
+
+
+def make_folder(folder: Path) -> None:
+    """Make *folder* and be sure that files can be made in it; `ConfigError`."""
+    probe = folder / f".probe-{os.getpid()}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        try:
+            raise_if_refused(error, folder)
+        except StorageError as refusal:
+            raise ConfigError(f"runs_dir: {refusal}") from None
+        raise ConfigError(f"runs_dir: cannot write in {folder}: {error.strerror}.") from None
+
+
+def _check_same_experiment(config: Config) -> None:
+    """Refuse another experiment under a run's id before a word of its description is changed."""
+    before = config.run_dir / DESCRIPTION
+    if before.exists() and checkpoints.local_checkpoints(config.run_dir):
+        check_same_experiment(config, yaml.safe_load(before.read_text()))
+
+
+def _start_afresh(config: Config) -> None:
+    """Keep a former run of the same id aside, unless this flow run has begun it."""
+    folder = config.run_dir
+    record = read_record(folder)
+    if record is not None and is_of_flow_run(record, provenance.flow_run().get("flow_run_id")):
+        return
+    store = checkpoints.store_of(config)
+    if store is not None and checkpoints.list_checkpoints(store):
+        raise ConfigError(
+            f"resume=never: {store.url} holds checkpoints of run_id={config.run_id}, which a later "
+            "start would go on from. Remove them, or choose another run_id."
+        )
+    _set_aside(folder)
+
+
+def _set_aside(folder: Path) -> None:
+    if (folder / RECORD).exists():
+        with leased_folder(folder):
+            number = 1
+            while (former := folder.with_name(f"{folder.name}.replaced-{number}")).exists():
+                number += 1
+            folder.rename(former)
+        _log.info("the former run is kept as %s", former)
+
+
+def _status_after(error: BaseException) -> str:
+    return "interrupted" if isinstance(error, Interrupted | KeyboardInterrupt) else "failed"
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+
+
+def manifest_facts(run: Run) -> Mapping[str, Any]:
+    """What every manifest of *run* says besides its files."""
+    return {
+        "run_id": run.config.run_id,
+        "created_at": _now(),
+        "config": described(run.config),
+        "versions": provenance.versions(),
+        "git": provenance.git(),
+        "wandb_run_id": run.logger.run_id,
+        "wandb_path": run.logger.path,
+        "flow_run_id": run.record.get("flow_run_id"),
+    }

@@ -1,0 +1,5 @@
+"""What scores can say: arrays in, small results out; numpy and scipy alone."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

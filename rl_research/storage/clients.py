@@ -1,0 +1,141 @@
+"""What each client library is told, so that it fails within seconds and forgets nothing it should see.
+
+Left alone, s3fs, gcsfs and adlfs try again up to six times within each operation, unseen, and wait for
+ever on a server that has stopped reading. Here they try once; whoever calls them decides what is tried
+again. Options of the user's win over these.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+from collections.abc import Iterator, Mapping
+from types import MethodType
+from typing import Any
+
+from rl_research.storage.transient import is_transient
+
+_log = logging.getLogger(__name__)
+
+_CONNECT = 10.0  # seconds until a connection has to stand
+_S3, _GCS, _SFTP, _AZURE = {"s3", "s3a"}, {"gs", "gcs"}, {"sftp", "ssh"}, {"az", "abfs", "abfss"}
+_BLOCK = 8 << 20  # bytes that travel to or from Azure at a time
+_TRIES_AGAIN = ("_request", "_get_file_request", "_get_file_concurrent")  # in gcsfs, each six times
+
+
+def schemes(url: str) -> list[str]:
+    """The file systems that *url* names, outermost first: ``simplecache::s3://b`` names two."""
+    parts = [part.partition("://")[0] for part in url.split("::")]
+    return [part for part in parts if re.fullmatch(r"[A-Za-z0-9+.-]+", part)]
+
+
+def crosses_network(url: str) -> bool:
+    """Whether *url* names one of the servers that are known here; what others do is not told by a name."""
+    return not (_S3 | _GCS | _SFTP | _AZURE).isdisjoint(schemes(url))
+
+
+def bounded(url: str, options: Mapping[str, Any], timeout: float) -> dict[str, Any]:
+    """*options* of the file systems in *url*, with bounds of *timeout* seconds where they set none."""
+    chain = schemes(url) if "://" in url or "::" in url else []
+    inner = {
+        scheme: _merged(_bounds(scheme, timeout), options.get(scheme, {}))
+        for scheme in chain[1:]
+        if _bounds(scheme, timeout)
+    }
+    outer = _bounds(chain[0], timeout) if chain else {}
+    return _merged(outer, {**options, **inner})
+
+
+def try_once(fs: Any) -> None:
+    """Switch off what *fs*, and what it stands on, does again by itself."""
+    for link in _chain(fs):
+        if "s3fs" in type(link).__module__:
+            link.retries = 1
+        if "adlfs" in type(link).__module__:
+            _try_azure_once(link)
+        for name in _TRIES_AGAIN if "gcsfs" in type(link).__module__ else ():
+            once = getattr(getattr(type(link), name, None), "__wrapped__", None)
+            if once is not None:
+                setattr(link, name, MethodType(once, link))
+
+
+def _try_azure_once(fs: Any) -> None:
+    """Azure's settings that adlfs does not pass on: no tries of its own, and blocks that tell progress.
+
+    Its log tells each request, and each place where it has found no credentials, in many lines.
+    """
+    if (log := logging.getLogger("azure")).level == logging.NOTSET:
+        log.setLevel(logging.ERROR)
+    config = fs.service_client._config
+    config.retry_policy.total_retries = 0
+    config.max_single_put_size = config.max_single_get_size = _BLOCK
+    config.max_block_size = config.max_chunk_get_size = _BLOCK
+
+
+def bound_waiting(fs: Any, timeout: float) -> None:
+    """Let an SFTP client raise after *timeout* seconds of silence; the others are watched."""
+    for link in _chain(fs):
+        ftp = vars(link).get("ftp")
+        if hasattr(ftp, "get_channel"):
+            ftp.get_channel().settimeout(timeout)
+
+
+def tell_failures_once(fs: Any) -> None:
+    """Let what breaks a connection be told by the operation alone.
+
+    aiohttp forgets the task that writes a request where the connection is reset before it has begun, and
+    asyncio logs its traceback, some time later.
+    """
+    for link in _chain(fs):
+        if link.async_impl and link.loop.get_exception_handler() is None:
+            link.loop.set_exception_handler(_left_alone)
+
+
+def _left_alone(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    error = context.get("exception")
+    if error is not None and is_transient(error):
+        _log.debug("left by an operation that has ended: %r", error)
+    else:
+        loop.default_exception_handler(context)
+
+
+def forget(fs: Any) -> None:
+    """Let fsspec make *fs* anew next time; this one has lost its connection."""
+    for link in _chain(fs):
+        type(link).clear_instance_cache()
+
+
+def _chain(fs: Any) -> Iterator[Any]:
+    """*fs*, and what it stands on: an archive, on the file system of its open file."""
+    while fs is not None:
+        yield fs
+        fs = getattr(vars(fs).get("fo"), "fs", None)
+
+
+def _bounds(scheme: str, timeout: float) -> dict[str, Any]:
+    connect = min(_CONNECT, timeout)
+    if scheme in _S3:
+        once = {"total_max_attempts": 1, "mode": "standard"}
+        read = 2 * timeout  # what stands still is given up before that
+        config = {"retries": once, "connect_timeout": connect, "read_timeout": read}
+        return {"config_kwargs": config, "use_listings_cache": False}
+    if scheme in _GCS:
+        return {"use_listings_cache": False}
+    if scheme in _AZURE:
+        waits = {"connection_timeout": connect, "read_timeout": 2 * timeout}
+        # side by side, one failure leaves those of the others to asyncio, which prints them
+        return {**waits, "max_concurrency": 1, "use_listings_cache": False}
+    if scheme in _SFTP:
+        names = ("timeout", "banner_timeout", "auth_timeout", "channel_timeout")
+        return dict.fromkeys(names, connect)
+    return {}
+
+
+def _merged(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, Any]:
+    """Both, where they meet the second; mappings within are merged alike."""
+    merged = {**ours, **theirs}
+    for key in ours.keys() & theirs.keys():
+        if isinstance(ours[key], Mapping) and isinstance(theirs[key], Mapping):
+            merged[key] = _merged(ours[key], theirs[key])
+    return merged

@@ -1,0 +1,261 @@
+"""One fsspec file system: how it is opened, asked and waited for, and what its failures mean.
+
+What waiting may mend leaves as the client raised it, within `timeout` seconds without progress; what it
+does not mend leaves as a `StorageError` of one line.
+"""
+
+from __future__ import annotations
+
+import errno
+import posixpath
+import secrets
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, TypeVar
+
+import fsspec
+from fsspec.archive import AbstractArchiveFileSystem
+from fsspec.asyn import sync
+from fsspec.implementations.cached import CachingFileSystem
+from fsspec.implementations.dirfs import DirFileSystem
+from fsspec.implementations.local import LocalFileSystem
+
+from rl_research.errors import ConfigError, RLResearchError, StorageError
+from rl_research.storage import clients, multipart, unfinished_uploads
+from rl_research.storage.refusals import refusal, says_no_bucket
+from rl_research.storage.stalls import Progress, unless_stalled, until_stalled
+from rl_research.storage.transient import is_transient
+from rl_research.system import Attempt, masked, without_password, write_atomically
+
+MISSING = (FileNotFoundError, NotADirectoryError)
+_PLAIN = (*MISSING, IsADirectoryError)  # what a reader wants to know as it is
+_REACH, _CHANGES = "reach", ("write", "remove")
+_ARCHIVES = {"zip", "tar", "libarchive"}  # opened, they read what they stand on
+_EXTRAS = {
+    "s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "sftp": "sftp", "ssh": "sftp", "az": "azure",
+    "abfs": "azure", "abfss": "azure",
+}  # fmt: skip
+
+T = TypeVar("T")
+
+
+class FileSystem:
+    """The file system that *url* names; see `rl_research.storage.store.Store` for the arguments.
+
+    A server that cannot be reached yet is asked again at the first operation.
+    """
+
+    def __init__(self, url: str, options: Mapping[str, Any], timeout: float):
+        self._given = url
+        self._options = clients.bounded(url, options, timeout)
+        self.timeout = timeout
+        self.url = without_password(url)
+        self._client: Any = None
+        self.root = ""
+        try:
+            self._connect()
+        except Exception as error:
+            if not is_transient(error):
+                raise
+            self.root = fsspec.core.strip_protocol(url)
+        self.is_local = isinstance(self._client, LocalFileSystem)
+
+    @property
+    def client(self) -> Any:
+        """The fsspec object; connects where that has not been possible before."""
+        if self._client is None:
+            self._connect()
+        return self._client
+
+    @property
+    def is_async(self) -> bool:
+        """Whether it works on fsspec's own loop, where it can be watched; object stores do."""
+        return bool(self.client.async_impl)
+
+    def ask(self, method: str, *arguments: Any, **more: Any) -> Any:
+        """What its *method* answers."""
+        if not self.is_async:
+            client = self.client
+            return self._in_time(lambda: getattr(client, method)(*arguments, **more), client)
+        return self._wait_for(lambda: getattr(self.client, f"_{method}")(*arguments, **more))
+
+    def put(self, files: Sequence[tuple[Path, str]]) -> None:
+        """Copy local files to their paths here; each appears whole or not at all."""
+        if self.is_async:
+            progress = Progress()
+            self._wait_for(lambda: multipart.put_files(self.client, files, progress), progress)
+            return
+        for source, path in files:
+            self._put_whole(path, source)
+
+    def write(self, path: str, data: bytes) -> None:
+        """Make *path* hold *data*; it appears whole or not at all."""
+        if self.is_async:
+            self.ask("pipe_file", path, data)
+        else:
+            self._put_whole(path, data)
+
+    def fetch(self, path: str, target: Path) -> None:
+        """Copy *path* to the local file *target*."""
+        progress = Progress()
+        if not self.is_async:
+            client = self.client
+            self._in_time(
+                lambda: client.get_file(path, str(target), callback=progress), client, progress
+            )
+            return
+        more = {"chunksize": multipart.PART} if self._is_s3 else {}
+        self._wait_for(
+            lambda: self.client._get_file(path, str(target), callback=progress, **more), progress
+        )
+
+    def unfinished(self) -> list[unfinished_uploads.Unfinished]:
+        """The uploads below the root that were begun and not completed; none where nothing tells of them."""
+        if not self._is_s3:
+            return []
+        progress = Progress()
+        found: list[unfinished_uploads.Unfinished] = self._wait_for(
+            lambda: unfinished_uploads.find(self.client, self.root, progress), progress
+        )
+        return found
+
+    def abort(self, path: str, upload_id: str) -> None:
+        """End the unfinished upload *upload_id* to *path*."""
+        self._wait_for(lambda: unfinished_uploads.abort(self.client, path, upload_id))
+
+    @contextmanager
+    def asking(self, operation: str, name: str = "it") -> Iterator[None]:
+        """Turn what a client raises while it is asked to do *operation* with *name* into what is promised."""
+        try:
+            if operation != _REACH:
+                self._check_can(operation, name)
+            yield
+        except (RLResearchError, ImportError):
+            raise
+        except Exception as error:
+            if _has_hung_up(error):
+                self._forget()
+                raise ConnectionResetError(
+                    errno.ECONNRESET, f"{self.url}: the connection was lost ({error})"
+                ) from error
+            if is_transient(error):
+                self._forget()
+                raise
+            if operation != "write" and isinstance(error, _PLAIN) and not says_no_bucket(error):
+                raise
+            if (reason := refusal(error, self._scheme)) is None:
+                raise
+            raise StorageError(
+                f"storage.url={self.url}: cannot {operation} {name or 'it'}: {reason}"
+            ) from None
+
+    def _check_can(self, operation: str, name: str) -> None:
+        """Connect, which may tell where the root is, and refuse to change an archive."""
+        if isinstance(self.client, AbstractArchiveFileSystem) and operation in _CHANGES:
+            raise StorageError(
+                f"storage.url={self.url}: cannot {operation} {name}: an archive can only be read. "
+                "Give the URL of a folder."
+            )
+
+    @property
+    def _is_s3(self) -> bool:
+        return hasattr(self.client, "_call_s3")
+
+    @property
+    def _scheme(self) -> str:
+        return next(iter(clients.schemes(self._given)), "file")
+
+    def _connect(self) -> None:
+        """Open it; fsspec keeps it for all stores of this thread with the same options."""
+        try:
+            with self.asking(_REACH):
+                self._client, self.root = self._opened()
+                clients.try_once(self._client)
+                clients.bound_waiting(self._client, self.timeout)
+                clients.tell_failures_once(self._client)
+        except ImportError as error:
+            extra = next((_EXTRAS[s] for s in clients.schemes(self._given) if s in _EXTRAS), None)
+            install = f"pip install 'rl-research[{extra}]'" if extra else str(error)
+            raise ConfigError(f"storage.url={self.url}: install its client: {install}") from None
+        except (ValueError, TypeError, KeyError) as error:
+            said = masked(str(error)).rstrip(".!")
+            raise ConfigError(f"storage.url={self.url}: {said}. {self._hint}") from None
+
+    @property
+    def _hint(self) -> str:
+        if _EXTRAS.get(self._scheme) == "azure":
+            return (
+                "Name the account: storage.options.account_name=NAME, AZURE_STORAGE_ACCOUNT_NAME or "
+                "AZURE_STORAGE_CONNECTION_STRING."
+            )
+        return (
+            "Give a URL such as s3://bucket/runs, gs://bucket/runs, az://container/runs, "
+            "file:///data/runs or a path."
+        )
+
+    def _opened(self) -> tuple[Any, str]:
+        """The file system that keeps what the URL names, and where there.
+
+        In a chain, caches and folders are passed by: manifests and leases have to be read as they are
+        now, and what is watched is the client itself.
+        """
+        reads = not _ARCHIVES.isdisjoint(clients.schemes(self._given))
+        bound: Callable[..., Any] = self._given_up_if_still if reads else lambda work: work()
+        fs, root = bound(lambda: fsspec.url_to_fs(self._given, **self._options))
+        while isinstance(fs, CachingFileSystem | DirFileSystem):
+            link: Any = fs
+            root = link._join(root) if isinstance(fs, DirFileSystem) else root
+            fs = link.fs
+        return fs, root
+
+    def _in_time(self, work: Callable[[], T], client: Any, progress: Progress | None = None) -> T:
+        """The result of *work*; an archive that stands on another client has no bound of its own."""
+        if not isinstance(client, AbstractArchiveFileSystem):
+            return work()
+        return self._given_up_if_still(work, progress)
+
+    def _given_up_if_still(self, work: Callable[[], T], progress: Progress | None = None) -> T:
+        attempt = Attempt(work)
+        if attempt.ended_within(until_stalled(progress or Progress(), self.timeout)):
+            return attempt.result()
+        raise TimeoutError(f"no progress in {self.timeout:g} seconds")
+
+    def _forget(self) -> None:
+        """Let the next operation open a new connection, where one file system is one connection."""
+        if self._client is not None and not self._client.async_impl and not self.is_local:
+            clients.forget(self._client)
+            self._client = None
+
+    def _wait_for(self, work: Callable[[], Awaitable[T]], progress: Progress | None = None) -> T:
+        """The result of *work* on fsspec's loop, given up when it stands still."""
+        watched: T = sync(
+            self.client.loop, unless_stalled, work, progress or Progress(), self.timeout
+        )
+        return watched
+
+    def _put_whole(self, path: str, content: bytes | Path) -> None:
+        """Write *content* beside *path* and rename it, where the file system renames."""
+        if self.is_local:
+            return write_atomically(Path(path), content)
+        renames = type(self.client).mv is not fsspec.AbstractFileSystem.mv
+        parent, name = posixpath.split(path)
+        target = f"{parent}/.{name}.{secrets.token_hex(4)}.tmp" if renames else path
+        self.client.makedirs(parent, exist_ok=True)
+        try:
+            if isinstance(content, bytes):
+                self.client.pipe_file(target, content)
+            else:
+                self.client.put_file(str(content), target)
+            if renames:
+                self.client.mv(target, path)
+        except BaseException:
+            if renames:
+                with suppress(Exception):  # the error that led here is the one to tell
+                    self.client.rm_file(target)
+            raise
+
+
+def _has_hung_up(error: BaseException) -> bool:
+    """Whether it is paramiko's way to say that the server has gone."""
+    return isinstance(error, EOFError) or str(error) == "Socket is closed"

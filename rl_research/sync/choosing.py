@@ -1,0 +1,44 @@
+"""Which runs are tried, told by their ledgers alone: ten thousand synced runs cost next to nothing."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from importlib import metadata
+
+from rl_research.sync.finding import LocalRun
+from rl_research.sync.ledger import STUCK
+from rl_research.sync.outcome import Outcome, outcome_of
+from rl_research.sync.server import Account
+
+
+@dataclass(frozen=True)
+class Policy:
+    """Which runs are tried."""
+
+    force: bool = False  # also those that are blocked, or delivered
+    patient: bool = False  # not before their next try is due
+
+
+def reason_not_to_try(run: LocalRun, account: Account, policy: Policy) -> Outcome | None:
+    """Why *run* is not even looked at; None if it is to be."""
+    ledger = run.ledger
+    if (why := run.absent) is not None:
+        return outcome_of(ledger, run.place, why.state, reason=why.reason, remedy=why.remedy)
+    if policy.force:
+        return None
+    if run.is_done:
+        return outcome_of(ledger, run.place, "unchanged")
+    if not run.is_unchanged:
+        return None
+    same = ledger.key == account.fingerprint and ledger.wandb == wandb_version()
+    if ledger.state in STUCK and same:
+        return outcome_of(ledger, run.place)
+    if policy.patient and ledger.next_try > time.time():
+        return outcome_of(ledger, run.place, "waiting")
+    return None
+
+
+def wandb_version() -> str:
+    """The version of wandb, without importing it."""
+    return metadata.version("wandb")

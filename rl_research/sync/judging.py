@@ -1,0 +1,96 @@
+"""From the evidence of a sync to its verdict."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from rl_research.sync.choosing import wandb_version
+from rl_research.sync.outcome import Verdict
+from rl_research.sync.preparing import Job
+from rl_research.sync.sending import Sent
+from rl_research.sync.server import RunThere
+from rl_research.sync.verdict import Evidence
+
+_PATIENCE = 5  # times that a refusal which is no matter of rights is taken for a passing one
+_NO_RIGHTS = frozenset({401, 403})
+_REFUSALS = frozenset({400, 404, 409, 413, 422})
+_REMEDIES = {
+    401: "Set WANDB_API_KEY to a key of this server, or run `wandb login`.",
+    403: "Ask for the right to write to this project, or name another entity.",
+    404: "Check the entity and the project; does the project exist?",
+    413: "A row or a file is larger than the server takes.",
+}
+_FORCE = "Put it back, then: rl-research sync --force"
+
+
+def judge(job: Job, found: Mapping[str, Evidence], sent: Sent) -> Verdict:
+    """What the evidence says; the server has not been asked again yet."""
+    parts = [found.get(str(copy)) for copy in job.copies]
+    seen = [part for part in parts if part is not None]
+    statuses = set().union(*(part.statuses for part in seen)) if seen else set()
+    if not (reason := _shortfall(job, seen, sent)):
+        return _of_losses(job, seen)
+    if not seen and sent.code is not None:
+        return _without_evidence(sent)
+    if refused := sorted(statuses & _NO_RIGHTS):
+        return Verdict("blocked", f"{reason} (HTTP {refused[0]}).", _REMEDIES[refused[0]])
+    state = "partial" if any(part.rows for part in seen) else "retryable"
+    if refused := sorted(statuses & _REFUSALS):
+        stuck = job.run.ledger.attempts + 1 >= _PATIENCE
+        remedy = _REMEDIES.get(refused[0], "")
+        return Verdict("blocked" if stuck else state, f"{reason} (HTTP {refused[0]}).", remedy)
+    status = f" (HTTP {max(statuses)})" if statuses else ""
+    return Verdict(state, f"{reason}{status}.")
+
+
+def _shortfall(job: Job, seen: list[Evidence], sent: Sent) -> str:
+    """What is missing for a success, in a few words."""
+    errors = [error for part in seen for error in part.errors]
+    rows = sum(part.rows for part in seen)
+    if errors:
+        return errors[0].rstrip(".")
+    if sent.code is None and not all(part.complete for part in seen):
+        return f"no end after {sent.seconds:.0f} s"
+    if len(seen) < len(job.copies):
+        return "wandb did not get to all of its segments"
+    if rows < job.rows_to_send:
+        return f"{rows:,} of {job.rows_to_send:,} rows were acknowledged"
+    if not all(part.complete for part in seen):
+        return "its end was not acknowledged"
+    if not all(copy.with_name(f"{copy.name}.synced").exists() for copy in job.copies):
+        return "wandb does not say that it is done"
+    return ""
+
+
+def _of_losses(job: Job, seen: list[Evidence]) -> Verdict:
+    """All was sent that could be; was that all?"""
+    lost = [f"lost: {path}." for part in seen for path in part.lost]
+    problems = [*job.problems, *(text for text in lost if not job.problems)]
+    if not problems:
+        return Verdict("synced")
+    return Verdict("blocked", f"{' '.join(problems)} Everything else has arrived.", _FORCE)
+
+
+def _without_evidence(sent: Sent) -> Verdict:
+    said = [line.removeprefix("wandb: ") for line in sent.output.splitlines() if line.strip()]
+    last = said[-1][:200] if said else f"exit code {sent.code}"
+    if sent.code:
+        if "API key" in sent.output or "No API" in sent.output:
+            return Verdict("blocked", f"wandb: {last}", _REMEDIES[401])
+        return Verdict("retryable", f"wandb: {last}")
+    return Verdict(
+        "unverified",
+        f"wandb {wandb_version()} left no evidence of what arrived.",
+        "Install wandb>=0.31,<0.32, then: rl-research sync --force",
+    )
+
+
+def confirm(job: Job, verdict: Verdict, there: RunThere | None) -> Verdict:
+    """A success stands only if the server, where it answers, has as many rows as it should."""
+    if verdict.state != "synced" or there is None or job.there is None:
+        return verdict
+    expected = job.there.rows + job.rows_to_send
+    if there.rows < expected:
+        reason = f"the server has {there.rows:,} rows of {expected:,} that it acknowledged."
+        return Verdict("partial", reason)
+    return verdict

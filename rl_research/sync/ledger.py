@@ -1,0 +1,127 @@
+"""What is known of a run's delivery: one small file per run, ``wandb/sync-RUN_ID.json``.
+
+It stands beside the segments, so that it goes where they go.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import os
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import IO, TypedDict
+
+from rl_research.system import write_atomically
+
+_log = logging.getLogger(__name__)
+
+_PREFIX, _SUFFIX = "sync-", ".json"
+_LOCK = ".sync-{}.lock"
+
+#: States that nothing but a change on this side or ``--force`` gets a run out of.
+STUCK = ("blocked", "unverified")
+
+
+class Segment(TypedDict):
+    """What is known of one segment: the log's size, its rows, and whether all of it has arrived."""
+
+    size: int
+    rows: int
+    delivered: bool
+
+
+@dataclass
+class Ledger:
+    """One run's delivery. Times are seconds since 1970."""
+
+    run_id: str
+    state: str = "new"  # synced, partial, retryable, blocked, unverified
+    path: str = ""  # entity/project/run_id
+    segments: dict[str, Segment] = field(default_factory=dict)  # by the name of its folder
+    rows: int = 0  # acknowledged by the server
+    rows_recorded: int = 0
+    repeated: int = 0  # rows on the server that this run did not record, or recorded once only
+    files: int = 0
+    artifacts: int = 0
+    url: str = ""
+    begun: bool = False  # rows have been sent, and it is not certain that all have arrived
+    attempts: int = 0  # since the last success
+    last_attempt: float = 0.0
+    next_try: float = 0.0
+    synced_at: float | None = None
+    reason: str = ""
+    remedy: str = ""
+    key: str = ""  # fingerprint of the API key that was refused
+    wandb: str = ""
+
+    @property
+    def is_synced(self) -> bool:
+        """Whether everything had arrived when this was written."""
+        return self.state == "synced"
+
+
+_NAMES = frozenset(entry.name for entry in fields(Ledger))
+
+
+def path_in(folder: Path, run_id: str) -> Path:
+    """Where the ledger of *run_id* is whose segments are in *folder*."""
+    return folder / f"{_PREFIX}{run_id}{_SUFFIX}"
+
+
+def run_id_of(name: str) -> str | None:
+    """The run whose ledger the file *name* is, None for another file."""
+    is_one = name.startswith(_PREFIX) and name.endswith(_SUFFIX)
+    return name[len(_PREFIX) : -len(_SUFFIX)] if is_one else None
+
+
+def read(folder: Path, run_id: str) -> Ledger:
+    """The ledger of *run_id*; a new one if there is none, or none that can be read."""
+    path = path_in(folder, run_id)
+    try:
+        found = json.loads(path.read_bytes())
+        ledger = Ledger(**{key: value for key, value in found.items() if key in _NAMES})
+        if not all(isinstance(part["size"], int) for part in ledger.segments.values()):
+            raise TypeError("a segment's size should be a number")
+    except FileNotFoundError:
+        return Ledger(run_id)
+    except (ValueError, TypeError, KeyError, AttributeError, OSError) as error:
+        _log.warning("%s cannot be read (%s); the server is asked again", path, error)
+        return Ledger(run_id)
+    return ledger
+
+
+def write(folder: Path, ledger: Ledger) -> None:
+    """Keep *ledger*, whole or not at all."""
+    write_atomically(path_in(folder, ledger.run_id), encoded(ledger))
+
+
+def encoded(ledger: Ledger) -> bytes:
+    """*ledger* as it is kept."""
+    return (json.dumps(asdict(ledger), indent=1) + "\n").encode()
+
+
+class Locked(Exception):
+    """Raised for a run that another sync has; its text says which."""
+
+
+@contextmanager
+def lock(folder: Path, run_id: str) -> Iterator[IO[str]]:
+    """Hold the run against another sync; `Locked` if one has it.
+
+    The lock is the open file's: a child that inherits it holds it, too, even if this process is killed.
+    """
+    with (folder / _LOCK.format(run_id)).open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise Locked(file.read().strip() or "another process") from None
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {platform.node()}")
+        file.flush()
+        yield file

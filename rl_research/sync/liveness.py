@@ -1,0 +1,80 @@
+"""Whether a log without an end is still being written."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import platform
+import time
+from contextlib import suppress
+from pathlib import Path
+
+from rl_research.sync.finding import LocalRun
+from rl_research.sync.logs import LogFacts
+
+_LEASE = ".lease"
+_INIT = 1  # the parent of who has lost theirs
+_LINGERING = 15.0  # seconds that W&B's service may outlive its program
+_QUIET = 600.0  # seconds without a word after which a writer on another machine counts as gone
+
+
+def is_live(run: LocalRun, logs: list[LogFacts]) -> bool:
+    """Whether somebody is writing *run*, whose *logs* have been read.
+
+    Just after a kill this waits some seconds: W&B's service outlives its program for a moment.
+    """
+    if is_held(run.home):
+        return True
+    abandoned = (run.home / _LEASE).exists()
+    unfinished = [facts for facts in logs if not facts.exited]
+    return any(_is_being_written(facts, abandoned=abandoned) for facts in unfinished)
+
+
+def is_held(home: Path) -> bool:
+    """Whether a process holds the lease of the run folder *home*."""
+    try:
+        with (home / _LEASE).open() as lease:
+            fcntl.flock(lease, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def _is_being_written(facts: LogFacts, *, abandoned: bool) -> bool:
+    """By a process of this machine, or lately by one of another, which cannot be asked."""
+    if facts.host != platform.node() and time.time() - facts.log.stat().st_mtime < _QUIET:
+        return True
+    deadline = time.monotonic() + _LINGERING
+    while holders := _holders(facts.log):
+        orphaned = abandoned or all(_parent(pid) == _INIT for pid in holders)
+        if not orphaned or time.monotonic() > deadline:
+            return True
+        time.sleep(0.2)
+    return False
+
+
+def _holders(log: Path) -> list[int]:
+    """The processes that have *log* open, as far as we may look at them."""
+    wanted = log.stat()
+    found = []
+    for process in Path("/proc").glob("[0-9]*/fd"):
+        with suppress(OSError):
+            if any(_is_same(entry, wanted) for entry in os.scandir(process)):
+                found.append(int(process.parent.name))
+    return found
+
+
+def _is_same(entry: os.DirEntry[str], wanted: os.stat_result) -> bool:
+    try:
+        return os.path.samestat(entry.stat(), wanted)
+    except OSError:
+        return False
+
+
+def _parent(pid: int) -> int:
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    except OSError:
+        return _INIT

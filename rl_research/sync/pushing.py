@@ -1,0 +1,123 @@
+"""What runs have left for W&B, pushed to a URL from where a gateway syncs it.
+
+For machines that do not reach W&B's server. All that a log speaks of goes first, the log at last: a run
+that is found at the URL is whole.
+"""
+
+from __future__ import annotations
+
+import posixpath
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rl_research.errors import ConfigError
+from rl_research.runs import RECORD
+from rl_research.storage import below
+from rl_research.sync.finding import LocalRun
+from rl_research.sync.liveness import is_live
+from rl_research.sync.logs import LogFacts, scan
+from rl_research.sync.outcome import Outcome, outcome_of
+from rl_research.sync.remote import NOT_FETCHED
+from rl_research.sync.stores import Stores, patiently, why
+
+_FILES, _DEBUG = "files", "logs"  # folders of a segment
+_MARKS = (".synced", ".syncstate")
+
+
+def push(
+    runs: Sequence[LocalRun],
+    url: str,
+    options: Mapping[str, Any] | None = None,
+    told: Callable[[Outcome], None] = lambda outcome: None,
+) -> list[Outcome]:
+    """Push what *runs* have left to *url*; *told* hears of each what came of it.
+
+    What has been delivered, or is being written, is left alone, and so is what is there already. Raises
+    `ConfigError` where the URL is wrong.
+    """
+    if not url.strip():
+        raise ConfigError("--push: no URL. Name one such as s3://bucket/runs, or a folder.")
+    outcomes = []
+    with Stores(url, options) as stores:
+        for run in runs:
+            try:
+                outcome = _pushed(run, stores)
+            except Exception as error:  # noqa: BLE001  # what is neither is raised again
+                verdict = why(error)
+                outcome = outcome_of(
+                    run.ledger, run.place, verdict.state, reason=verdict.reason, remedy=""
+                )
+            told(outcome)
+            outcomes.append(outcome)
+    return outcomes
+
+
+def _pushed(run: LocalRun, stores: Stores) -> Outcome:
+    if (gone := run.absent) is not None:
+        return outcome_of(run.ledger, run.place, gone.state, reason=gone.reason, remedy=gone.remedy)
+    if run.is_done:
+        return outcome_of(run.ledger, run.place, "unchanged")
+    logs = [scan(log, run.home) for log in run.logs.values()]
+    if is_live(run, logs):
+        reason = "it is being written; push it when it has ended"
+        return outcome_of(run.ledger, run.place, "live", reason=reason, remedy="")
+    told = {
+        "rows": sum(facts.rows for facts in logs),
+        "rows_recorded": sum(facts.rows for facts in logs),
+        "artifacts": sum(facts.artifacts for facts in logs),
+        "files": sum(facts.files for facts in logs),
+        "url": below(stores.url, run.home.name),
+        "reason": " ".join(f"lost: {path}." for facts in logs for path in facts.lost),
+        "remedy": "",
+    }
+    own = {_name(facts.log, run.home): facts.log for facts in logs}
+    if not _missing(stores, own):
+        return outcome_of(run.ledger, run.place, "unchanged", **told)
+    store = stores.mine()
+    for files in (_missing(stores, dict(_needed(run, logs))), own):
+        if files:
+            patiently(lambda files=files: store.put_files(files))  # type: ignore[misc]
+    return outcome_of(run.ledger, run.place, "pushed", **told)
+
+
+def _needed(run: LocalRun, logs: Iterable[LogFacts]) -> Iterator[tuple[str, Path]]:
+    """The files that *logs* speak of, by the names under which they are found below the URL."""
+    record = run.home / RECORD
+    if record.is_file():
+        yield _name(record, run.home), record
+    for facts in logs:
+        segment = facts.log.parent
+        for path in sorted(segment.rglob("*")):
+            is_ours = path == facts.log or path.suffix in _MARKS
+            if path.is_file() and not is_ours and path.relative_to(segment).parts[0] != _DEBUG:
+                yield _name(path, run.home), path
+        for found in facts.places.values():
+            yield _name(Path(found), run.home), Path(found)
+
+
+def _name(path: Path, home: Path) -> str:
+    """Where *path* goes: as in the run's folder, or below it with all its parents (see `logs.scan`)."""
+    if path.is_relative_to(home):
+        inside = path.relative_to(home)
+        if inside.parts[0] not in NOT_FETCHED:
+            return posixpath.join(home.name, inside.as_posix())
+    return posixpath.join(home.name, *path.absolute().parts[1:])
+
+
+def _missing(stores: Stores, files: Mapping[str, Path]) -> dict[str, Path]:
+    """Those of *files* that are not there in their size, or may have changed without changing it."""
+    folders = sorted({posixpath.dirname(name) for name in files})
+    listed = stores.each(lambda store, folder: store.sizes(folder), folders)
+    sizes = {
+        posixpath.join(folder, base): size
+        for folder, found in zip(folders, listed, strict=True)
+        for base, size in found.items()
+    }
+    return {
+        name: path
+        for name, path in files.items()
+        if sizes.get(name) != path.stat().st_size
+        or path.name == RECORD
+        or path.parent.name == _FILES
+    }

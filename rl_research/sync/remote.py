@@ -1,0 +1,252 @@
+"""Runs that others have pushed to a URL: fetched, synced from here, their ledgers brought back.
+
+One gateway at a time has a W&B folder there; see `gateways`.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import posixpath
+import shutil
+from collections.abc import Container, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from rl_research.errors import ConfigError, StorageError
+from rl_research.storage import Store, below, is_transient
+from rl_research.sync import gateways, ledger as ledgers
+from rl_research.sync.finding import LocalRun, absent, find, is_segment
+from rl_research.sync.gateways import Hold
+from rl_research.sync.ledger import Ledger, run_id_of
+from rl_research.sync.outcome import Verdict
+from rl_research.sync.scratch import scratch
+from rl_research.sync.stores import Stores, patiently, why
+from rl_research.system import without_password
+
+_log = logging.getLogger(__name__)
+
+_DEPTH = 4  # folders below the URL
+#: Of a run's folder: W&B has references to these, or copies of its own.
+NOT_FETCHED = ("checkpoints", "videos", "best_model")
+
+
+@dataclass(frozen=True, order=True)
+class _Home:
+    """A folder at the URL that holds the W&B folder *wandb*, or is it."""
+
+    name: str
+    wandb: str
+
+    @property
+    def lease(self) -> str:
+        return posixpath.join(self.wandb, gateways.FILE)
+
+
+@dataclass
+class _Stage:
+    """What of a URL has been fetched into the local *folder*, and why the rest has not."""
+
+    stores: Stores
+    hold: Hold
+    folder: Path
+    absent: dict[_Home, Verdict] = field(default_factory=dict)
+
+    def leave_out_others(self, homes: Iterable[_Home]) -> None:
+        """Have nothing of what another gateway syncs, or may."""
+        for home in homes:
+            why = self.hold.unsure.get(home.lease)
+            if holder := self.hold.others.get(home.lease):
+                why = f"{holder} is syncing it"
+            if why:
+                self.absent[home] = Verdict("busy", f"{why}.")
+                shutil.rmtree(self.folder / home.name, ignore_errors=True)
+
+    def is_lost(self, name: str) -> bool:
+        """Whether *name* belongs to what another gateway has taken over meanwhile."""
+        lost = (posixpath.dirname(lease) for lease in list(self.hold.others))
+        return any(not folder or name.startswith(f"{folder}/") for folder in lost)
+
+    def addressed(self, run: LocalRun, url: str) -> LocalRun:
+        """*run*, which has been fetched, with its address below *url*."""
+        name = run.home.relative_to(self.folder).as_posix()
+        address = below(url, "" if name == "." else name)
+        return replace(run, address=address, claim=partial(self._claim, run.folder))
+
+    def _claim(self, folder: Path, ledger: Ledger) -> Verdict | None:
+        """Keep *ledger* at the URL for the run in *folder*, if that is still ours; or why not."""
+        names = (folder / gateways.FILE, ledgers.path_in(folder, ledger.run_id))
+        lease, kept = (path.relative_to(self.folder).as_posix() for path in names)
+        try:
+            if self.stores.each(self.hold.still_has, [lease]) == [False]:
+                return Verdict("busy", f"{self.hold.others[lease]} is syncing it.")
+            self.stores.each(lambda store, name: store.write(name, ledgers.encoded(ledger)), [kept])
+        except Exception as error:  # noqa: BLE001  # what is neither is raised again
+            return why(error)
+        return None
+
+    def absentees(self, url: str) -> list[LocalRun]:
+        """What has not been fetched from *url*."""
+        return [
+            absent(address := below(url, home.name), posixpath.basename(address), why)
+            for home, why in sorted(self.absent.items())
+        ]
+
+
+@contextmanager
+def staged(
+    url: str,
+    options: Mapping[str, Any] | None = None,
+    *,
+    include_online: bool = False,
+    to_send: bool = True,
+) -> Iterator[list[LocalRun]]:
+    """The runs at *url* that may have something to deliver, in a local folder until the end.
+
+    Then the ledgers and records that have changed are written beside the runs. What cannot be had is
+    named with the reason, a place that cannot be asked in the stead of its runs. If they are *to_send*,
+    they are held against other gateways. Raises `ConfigError` if nothing is there.
+    """
+    shown = without_password(url)
+    with ExitStack() as stack:
+        try:
+            stage = _fetched(url, options, stack, to_send=to_send)
+        except Exception as error:  # noqa: BLE001  # what is neither is raised again
+            yield [absent(shown, shown, why(error))]
+            return
+        here = [stage.folder] if stage.folder.exists() else []
+        found = find(here, include_online=include_online)
+        before = _notes(stage.folder)
+        try:
+            yield [*(stage.addressed(run, shown) for run in found), *stage.absentees(shown)]
+        finally:
+            _bring_back(stage, before)
+
+
+def _fetched(
+    url: str, options: Mapping[str, Any] | None, stack: ExitStack, *, to_send: bool
+) -> _Stage:
+    """Fetch what may have something to deliver; *stack* ends what that needs until the runs are synced."""
+    stores = stack.enter_context(Stores(url, options))
+    homes = _homes_at(stores)
+    leases = [home.lease for home in homes if to_send]
+    hold = stack.enter_context(gateways.holding(stores, leases))
+    stage = _Stage(stores, hold, stack.enter_context(scratch()) / _folder_for(url))
+    stage.leave_out_others(homes)
+    chosen = [home for home in homes if home not in stage.absent]
+    failures = stores.each(lambda store, home: _fetch_home(store, home, stage.folder), chosen)
+    stage.absent |= {home: why for home, why in zip(chosen, failures, strict=True) if why}
+    hold.confirm()
+    stage.leave_out_others(homes)
+    return stage
+
+
+def _folder_for(url: str) -> str:
+    """How what is at *url* is called here: a run's folder as there, by which its segments are known."""
+    name = posixpath.basename(url.rstrip("/"))
+    return name if name not in ("", "wandb") else "fetched"
+
+
+def _homes_at(stores: Stores) -> list[_Home]:
+    """The folders at or below the URL that hold W&B folders, or are one, and are not done with."""
+    files, top = patiently(lambda: stores.mine().content())
+    if any(map(is_segment, top)) or "wandb" in top:
+        found = [patiently(lambda: _homes(stores.mine(), "", 1))]
+    else:
+        found = stores.each(lambda store, name: _homes(store, name, _DEPTH), top)
+    homes = sorted({home for some in found for home in some})
+    if not homes and any(name.endswith(".wandb") for name in files):
+        raise ConfigError(f"{stores.url}: a segment by itself. Name the folder of its run.")
+    if not homes and not top:
+        raise ConfigError(f"{stores.url}: nothing there. Name the folder that runs are pushed to.")
+    return homes
+
+
+def _homes(store: Store, name: str, depth: int) -> list[_Home]:
+    files, below_it = store.content(name)
+    if any(map(is_segment, below_it)):
+        return [_Home(name, name)] if _has_news(store, name, files, below_it) else []
+    if "wandb" in below_it:
+        wandb = posixpath.join(name, "wandb")
+        return [_Home(name, wandb)] if _has_news(store, wandb, *store.content(wandb)) else []
+    if depth == 0:
+        return []
+    return [
+        home
+        for folder in below_it
+        if folder not in NOT_FETCHED
+        for home in _homes(store, posixpath.join(name, folder), depth - 1)
+    ]
+
+
+def _has_news(store: Store, folder: str, files: Iterable[str], below_it: Iterable[str]) -> bool:
+    """Whether a segment in the W&B folder *folder* is not as a ledger there knows it."""
+    known: dict[str, int] = {}
+    for name in files:
+        if run_id_of(name):
+            known |= _delivered(store.read(posixpath.join(folder, name)))
+    for segment in filter(is_segment, below_it):
+        sizes = store.sizes(posixpath.join(folder, segment)).items()
+        if any(known.get(segment) != size for name, size in sizes if name.endswith(".wandb")):
+            return True
+    return False
+
+
+def _delivered(content: bytes) -> dict[str, int]:
+    try:
+        segments = json.loads(content)["segments"]
+        return {name: part["size"] for name, part in segments.items() if part["delivered"]}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return {}  # a ledger that cannot be read: its run is looked at again
+
+
+def _fetch_home(store: Store, home: _Home, stage: Path) -> Verdict | None:
+    """Fetch all of *home* into *stage*, or nothing: then why."""
+    try:
+        _fetch(store, home.name, stage / home.name, leave_out=NOT_FETCHED)
+    except Exception as error:  # noqa: BLE001  # what is neither is raised again
+        shutil.rmtree(stage / home.name)
+        return why(error)
+    return None
+
+
+def _fetch(store: Store, name: str, target: Path, leave_out: Container[str] = ()) -> None:
+    target.mkdir(parents=True, exist_ok=True)
+    files, folders = patiently(lambda: store.content(name))
+    for base, entry in files.items():
+        path, here = posixpath.join(name, base), target / base
+        patiently(lambda path=path, here=here: store.get(path, here))  # type: ignore[misc]  # mypy knows no defaults there
+        if entry.modified is not None:  # by which a log that is still written is known
+            os.utime(here, (entry.modified, entry.modified))
+    for folder in folders:
+        if folder not in leave_out:
+            _fetch(store, posixpath.join(name, folder), target / folder)
+
+
+def _notes(stage: Path) -> dict[Path, bytes]:
+    """What a sync writes: ledgers, and the records of runs."""
+    return {
+        path: path.read_bytes()
+        for pattern in ("sync-*.json", "run.json")
+        for path in stage.rglob(pattern)
+    }
+
+
+def _bring_back(stage: _Stage, before: Mapping[Path, bytes]) -> None:
+    """Write what has changed; what cannot be written costs a question to the server next time."""
+    store = stage.stores.mine()
+    for path, content in _notes(stage.folder).items():
+        name = path.relative_to(stage.folder).as_posix()
+        if before.get(path) == content or stage.is_lost(name):
+            continue
+        try:
+            patiently(lambda name=name, content=content: store.write(name, content))  # type: ignore[misc]
+        except (OSError, StorageError) as error:
+            _log.warning(
+                "%s was not written (%s)%s; the next sync asks the server again",
+                store.address(name), error, " for now" if is_transient(error) else "",
+            )  # fmt: skip

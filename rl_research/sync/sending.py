@@ -1,0 +1,134 @@
+"""One call of ``wandb sync``, bounded in every direction, and what it leaves behind.
+
+W&B has no Python interface for this; its command is one. It answers 0 after nearly every failure, so
+nothing is read from its exit code but that it failed.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from rl_research.system import processes
+
+#: Left alone, wandb tries for sixteen minutes, and rows for seven days. The environment wins.
+BOUNDS = {
+    "WANDB_X_GRAPHQL_RETRY_MAX": "4",
+    "WANDB_X_GRAPHQL_RETRY_WAIT_MIN_SECONDS": "1",
+    "WANDB_X_GRAPHQL_RETRY_WAIT_MAX_SECONDS": "5",
+    "WANDB_X_GRAPHQL_TIMEOUT_SECONDS": "20",
+    "WANDB_X_FILE_STREAM_RETRY_MAX": "5",
+    "WANDB_X_FILE_STREAM_RETRY_WAIT_MIN_SECONDS": "1",
+    "WANDB_X_FILE_STREAM_RETRY_WAIT_MAX_SECONDS": "8",
+    "WANDB_X_FILE_STREAM_TIMEOUT_SECONDS": "60",
+    "WANDB_X_FILE_TRANSFER_RETRY_MAX": "5",
+    "WANDB_X_FILE_TRANSFER_RETRY_WAIT_MIN_SECONDS": "1",
+    "WANDB_X_FILE_TRANSFER_RETRY_WAIT_MAX_SECONDS": "8",
+    "WANDB_ERROR_REPORTING": "false",
+}
+_IN_PARALLEL = 12  # runs at a time in one process; more gains little
+_LEAST, _BYTES_PER_SECOND = 180.0, 200_000  # a sync may take this long, and a slow line's time
+_POLL = 0.2
+_AT = re.compile(r"\[(\S+)\] View run .*?\bat (\S+)$")
+_DONE = "Finished syncing"
+
+
+@dataclass(frozen=True)
+class Sent:
+    """What a call of ``wandb sync`` left behind."""
+
+    folder: Path  # its own WANDB_DIR
+    code: int | None  # None: ended by us, for it took too long
+    output: str
+    seconds: float  # that it was given
+
+    @property
+    def urls(self) -> dict[str, str]:
+        """The page of each run, by ``entity/project/run_id``."""
+        found = (_AT.search(line) for line in self.output.splitlines())
+        return {match[1]: match[2] for match in found if match}
+
+
+def seconds_allowed(size: int) -> float:
+    """How long a sync of *size* bytes may take."""
+    given = float(os.environ.get("RL_RESEARCH_SYNC_SECONDS") or _LEAST)
+    return given + size / _BYTES_PER_SECOND
+
+
+def send(
+    logs: Sequence[Path],
+    folder: Path,
+    *,
+    seconds: float,
+    held: Sequence[int] = (),
+    on_done: Callable[[int], None] = lambda done: None,
+) -> Sent:
+    """Sync *logs*, the segments of a run in their order, with *folder* as WANDB_DIR.
+
+    The command ends when this process does, also by SIGKILL. It inherits the descriptors *held*, so that
+    a lock holds until then. *on_done* is told how many logs wandb says it has finished.
+    """
+    folder.mkdir(parents=True)
+    output = folder / "output.txt"
+    command = [sys.executable, "-m", "wandb", "sync", "--include-online", "--include-synced"]
+    with output.open("wb") as out, _leash() as (leashed, end):
+        process = subprocess.Popen(
+            [*leashed, *command, "-n", str(_IN_PARALLEL), *map(str, logs)],
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            env=_environment(folder),
+            start_new_session=True,
+            pass_fds=[end, *held],
+        )
+        try:
+            code = _wait(process, seconds, lambda: on_done(_text(output).count(_DONE)))
+        finally:
+            _end(process)
+    return Sent(folder, code, _text(output), seconds)
+
+
+@contextmanager
+def _leash() -> Iterator[tuple[list[str], int]]:
+    """How a command begins that ends with this process, and the descriptor by which it knows."""
+    end, ours = os.pipe()
+    try:
+        yield [sys.executable, str(Path(processes.__file__)), str(end)], end
+    finally:
+        os.close(end)
+        os.close(ours)
+
+
+def _environment(folder: Path) -> dict[str, str]:
+    inherited = {name: value for name, value in os.environ.items() if name != "WANDB_SERVICE"}
+    own = {"WANDB_DIR": str(folder), "WANDB_SILENT": "false", "WANDB_MODE": "online"}
+    return {**BOUNDS, **inherited, **own}
+
+
+def _wait(process: subprocess.Popen[bytes], seconds: float, tick: Callable[[], None]) -> int | None:
+    waited = 0.0
+    while waited < seconds:
+        try:
+            return process.wait(timeout=_POLL)
+        except subprocess.TimeoutExpired:
+            waited += _POLL
+            tick()
+    return None
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End *process* and wandb-core with it; nothing is left of either."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def _text(output: Path) -> str:
+    return output.read_text(errors="replace")

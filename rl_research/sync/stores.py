@@ -1,0 +1,80 @@
+"""A place at a URL that many threads ask at once, and with patience."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+from rl_research.errors import StorageError
+from rl_research.storage import Store, is_transient
+from rl_research.sync.outcome import Verdict
+from rl_research.system import masked
+
+_AT_A_TIME = 16  # folders that are listed, files that are fetched
+_TRIES, _WAIT = 4, 0.5  # the last comes after some four seconds
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+class Stores:
+    """The place *url* for several threads, from ``with`` to its end.
+
+    An object store's client serves them all; of a file system that is one connection each has its own.
+    """
+
+    def __init__(self, url: str, options: Mapping[str, Any] | None = None):
+        self._url, self._options = url, options
+        self._first = Store(url, options)
+        self._own = threading.local()
+        self._pool = ThreadPoolExecutor(_AT_A_TIME)
+
+    def __enter__(self) -> Stores:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
+    @property
+    def url(self) -> str:
+        """The place, without a password."""
+        return self._first.url
+
+    def mine(self) -> Store:
+        """The calling thread's store."""
+        if self._first.fs.async_impl:
+            return self._first
+        if not hasattr(self._own, "store"):
+            self._own.store = Store(self._url, self._options)
+        found: Store = self._own.store
+        return found
+
+    def each(self, ask: Callable[[Store, T], R], items: Iterable[T]) -> list[R]:
+        """What *ask* answers for each of *items*, several at a time; see `patiently` for failures."""
+        return list(self._pool.map(lambda item: patiently(lambda: ask(self.mine(), item)), items))
+
+
+def patiently(ask: Callable[[], R]) -> R:
+    """What *ask* answers; after a connection failure it is asked again, some seconds long."""
+    for left in reversed(range(_TRIES)):
+        try:
+            return ask()
+        except Exception as error:
+            if not left or not is_transient(error):
+                raise
+        time.sleep(_WAIT * 2 ** (_TRIES - 1 - left) * random.uniform(0.5, 1.5))
+    raise AssertionError("never reached")
+
+
+def why(error: Exception) -> Verdict:
+    """What is said of a place, or of a run there, of which *error* is all there is; a bug is raised."""
+    if is_transient(error):
+        said = " ".join(masked(str(error)).split())[:300].rstrip(".")
+        return Verdict("retryable", f"{said or type(error).__name__}.")
+    if isinstance(error, StorageError):
+        return Verdict("blocked", str(error))
+    raise error

@@ -1,0 +1,106 @@
+"""Local files that appear whole or not at all, and what it means when the disk refuses."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from rl_research.errors import StorageError
+
+_CHUNK = 1 << 20
+_REFUSED = {
+    errno.EACCES: "no right to write there",
+    errno.EPERM: "no right to write there",
+    errno.EROFS: "the file system is read-only",
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the quota is used up",
+    errno.EEXIST: "a file stands where a folder is needed",
+    errno.ENOTDIR: "a file stands where a folder is needed",
+}
+
+
+def write_atomically(target: Path, content: bytes | Path) -> None:
+    """Make *target* hold *content* (bytes, or a file's), durable before it is visible.
+
+    Raises `StorageError` naming the file when the disk refuses.
+    """
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as out:
+            if isinstance(content, bytes):
+                out.write(content)
+            else:
+                with content.open("rb") as source:
+                    while chunk := source.read(_CHUNK):
+                        out.write(chunk)
+            out.flush()
+            os.fsync(out.fileno())
+        temporary.replace(target)
+        make_durable(target.parent)
+    except OSError as error:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise_if_refused(error, target)
+        raise
+
+
+def raise_if_refused(error: OSError, target: Path) -> None:
+    """Turn a refusal of the local disk into a `StorageError` with its remedy."""
+    if error.errno in _REFUSED:
+        raise StorageError(
+            f"cannot write {target}: {_REFUSED[error.errno]}. "
+            "Free space or rights there, or choose another place with runs_dir=PATH."
+        ) from None
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A path beside *path*, with its suffix, that becomes *path* when the block succeeds."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".writing-{secrets.token_hex(6)}{path.suffix}")
+    try:
+        yield temporary
+        make_durable(temporary)
+        temporary.replace(path)
+        make_durable(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def make_durable(path: Path) -> None:
+    """Bring a file's bytes, or the names in a folder, to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write *text* to *path* atomically."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of the bytes of *path*, in hex."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def unused(path: Path) -> Path:
+    """*path*, or the first of ``stem-2.suffix``, ``stem-3.suffix``, … that does not exist."""
+    candidate, number = path, 1
+    while candidate.exists():
+        number += 1
+        candidate = path.with_name(f"{path.stem}-{number}{path.suffix}")
+    return candidate

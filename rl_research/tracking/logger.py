@@ -1,0 +1,298 @@
+"""What a run says to Weights & Biases, from its first row to its last, online or not."""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import sys
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rl_research.config import Config, plain
+from rl_research.errors import LoggingError
+from rl_research.system import unused
+from rl_research.tracking import (
+    media,
+    model_files,
+    open_loggers,
+    provenance,
+    wandb_artifacts,
+    wandb_finish,
+    wandb_run,
+)
+from rl_research.tracking.logged_rows import Logged
+from rl_research.tracking.metrics import (
+    GLOBAL_STEP,
+    Names,
+    NotFinite,
+    Row,
+    Steps,
+    check_name,
+    groups,
+    scalars,
+)
+from rl_research.tracking.run_state import Whereabouts
+from rl_research.tracking.settings import RunSettings, resolve
+from rl_research.tracking.thinning import Thinner
+
+if TYPE_CHECKING:
+    from stable_baselines3.common.callbacks import BaseCallback
+
+log = logging.getLogger(__name__)
+
+
+class ExperimentLogger(Whereabouts):
+    """One run's metrics, configuration, media and models.
+
+    *config* is a `Config` or any mapping, a ``DictConfig`` too, with a ``wandb`` section (project,
+    group, tags, mode, dir, entity, …), or settings that are resolved already; *env* an environment
+    whose id and spaces are recorded.
+    ``WANDB_MODE``, ``WANDB_DIR``, ``WANDB_PROJECT``, ``WANDB_ENTITY``, ``WANDB_RUN_GROUP``,
+    ``WANDB_TAGS``, ``WANDB_NAME``, ``WANDB_NOTES`` and ``WANDB_JOB_TYPE`` win over the section: who
+    launches a program decides. (`wandb.init` has it the other way round.)
+
+    The run's id is *run_id*, else ``config.run_id``, else ``WANDB_RUN_ID``, else the end of the
+    current Prefect flow run's id, else new. Files go to *run_dir*, else to a folder named after the
+    run: below ``runs_dir``, below an explicit ``wandb.dir``, or below ``runs``.
+
+    >>> with ExperimentLogger({"wandb": {"project": "my_project"}}) as logger:
+    ...     logger.log_metrics({"eval/mean_reward": 150.0}, step=1000)
+    """
+
+    def __init__(
+        self,
+        config: Config | Mapping[Any, Any] | RunSettings,
+        env: Any = None,
+        *,
+        run_id: str | None = None,
+        run_dir: str | os.PathLike[str] | None = None,
+    ) -> None:
+        if not isinstance(config, RunSettings):
+            config = resolve(config, run_id, run_dir)
+        self._settings = config
+        self.run_id = self._settings.run_id
+        self.dir = self._settings.dir
+        self._lock = threading.RLock()
+        self._names, self._steps = Names(), Steps()
+        self._thinner = Thinner(self._settings.wandb.max_rows)
+        self._not_finite = NotFinite()
+        self._left_out = Logged()
+        self._filmed: set[Path] = set()
+        self._last_actions: list[Callable[[], None]] = []
+        self._pid, self._finished = os.getpid(), False
+        open_loggers.register(self)
+        self._wandb = None
+        try:
+            if self._settings.wandb.mode != "disabled":
+                import wandb
+
+                self._wandb = wandb
+                opened = wandb_run.open_run(wandb, self._settings, self._settings.facts(env))
+                self.run, self.reason = opened.run, opened.reason
+        except BaseException:
+            open_loggers.unregister(self)
+            raise
+        atexit.register(self._finish_at_exit)
+
+    @classmethod
+    def current(cls) -> ExperimentLogger | None:
+        """The logger this process opened last and has not finished."""
+        return open_loggers.latest()
+
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+        """Log one row of numbers at *step*, the number of environment steps so far.
+
+        Nested mappings are spelt with slashes. A row without *step* belongs to the last step given;
+        before any is given, rows are numbered 0, 1, 2, …. A metric's steps cannot go backwards.
+        """
+        self._check_open()
+        if not (row := scalars(metrics)):
+            return
+        with self._lock:
+            at = self._steps.of_row(step)
+            self._names.claim(row, "metric", at, step is not None, groups(metrics))
+            self._not_finite.mention(row)
+            self._emit(self._thinner.add(at, row))
+
+    def leave_out(self, logged: Logged) -> None:
+        """Emit nothing of *logged*: a segment before this one has. It counts where rows are averaged."""
+        self._left_out = logged
+
+    def reach(self, step: int) -> None:
+        """Say how far the run is, for what is logged without a step."""
+        with self._lock:
+            self._steps.reach(step)
+
+    def describe_metrics(self, descriptions: Mapping[str, str]) -> None:
+        """Say what metrics mean: in ``run.config["metrics"]`` and the run folder's metrics.md."""
+        self._check_open()
+        texts = {check_name(name): " ".join(str(t).split()) for name, t in descriptions.items()}
+        with self._lock:
+            self._names.descriptions.update(texts)
+            self._update_config({"metrics": dict(self._names.descriptions)})
+
+    def log_config(self, config: Mapping[str, Any]) -> None:
+        """Merge *config* into the run's configuration; what looks like a secret becomes ``***``."""
+        self._check_open()
+        if not isinstance(config, Mapping):
+            raise LoggingError(f"log_config takes a mapping, not {type(config).__name__}.")
+        self._update_config(provenance.public(plain(config)))
+
+    def log_summary(self, values: Mapping[str, Any]) -> None:
+        """Set final values of the run, such as its score, beside the last value of each metric."""
+        self._check_open()
+        row = scalars(values)
+        with self._lock:
+            if self.run is not None:
+                self.run.summary.update(row)
+
+    def log_image(
+        self, name: str, image: Any, step: int | None = None, caption: str | None = None
+    ) -> None:
+        """Log an array, tensor, PIL image, matplotlib figure or picture file; see `media`."""
+        self._check_open()
+        pixels = media.image_pixels(image, check_name(name))
+        with self._lock:
+            at = self._claim(name, "image", step)
+            self._log_media(name, at, lambda wandb: wandb.Image(pixels, caption=caption))
+
+    def log_video(self, name: str, video: Any, fps: float = 30, step: int | None = None) -> None:
+        """Log frames, which become ``videos/{name}-{step}.mp4`` in the run folder, or a file."""
+        self._check_open()
+        check_name(name)
+        film = media.video_path(video, name) if isinstance(video, (str, os.PathLike)) else None
+        frames = None if film else media.video_frames(video, name)
+        with self._lock:
+            at = self._claim(name, "video", step)
+            if frames is not None:
+                film = media.encode(frames, self._place_for_film(name, at), fps)
+            self._log_media(name, at, lambda wandb: wandb.Video(str(film)))
+
+    def save_model(
+        self,
+        model: Any,
+        name: str = "model",
+        metadata: Mapping[str, Any] | None = None,
+        aliases: Sequence[str] = (),
+    ) -> Path:
+        """Save *model*, with its VecNormalize statistics, and log it as artifact *name*.
+
+        Returns the path of ``models/{name}-{step}/model.zip`` in the run folder, written in every
+        mode; it must stay there until the run is synced. Step, SHA-256, versions and ids are added
+        to *metadata*, ``latest`` and ``step-N`` to *aliases*.
+        """
+        self._check_open()
+        model_files.check_artifact(name, metadata := dict(metadata or {}), aliases)
+        saved = model_files.save(model, self.dir / "models", name)
+        facts = {**metadata, **saved.facts, "run_id": self.run_id}
+        if self._wandb is not None and self.run is not None:
+            artifact = self._wandb.Artifact(name, type="model", metadata=provenance.public(facts))
+            for file in saved.files:
+                local = str(saved.path.with_name(file))
+                artifact.add_file(local, name=file, policy="immutable", skip_cache=True)
+            wandb_artifacts.log(self.run, artifact, [f"step-{saved.step}", *aliases])
+        return saved.path
+
+    def log_checkpoint(
+        self,
+        name: str,
+        uri: str,
+        files: Mapping[str, tuple[int, str]],
+        metadata: Mapping[str, Any],
+        aliases: Sequence[str] = (),
+        wait: float = 0.0,
+    ) -> None:
+        """Log where a checkpoint is: *files* maps names below *uri* to size and SHA-256.
+
+        It is left to W&B to upload that, unless the run is online and *wait* gives it so many seconds:
+        then `ConnectionError` says that the server has not taken it, and nothing has been logged.
+        """
+        self._check_open()
+        model_files.check_artifact(name, facts := {**metadata, "uri": uri}, aliases)
+        if self._wandb is not None and self.run is not None:
+            artifact = self._wandb.Artifact(name, type="model", metadata=provenance.public(facts))
+            wandb_artifacts.add_references(self._wandb, artifact, uri, files)
+            wandb_artifacts.log(self.run, artifact, aliases, wait)
+
+    def get_callbacks(self) -> list[BaseCallback]:
+        """What ``model.learn(callback=…)`` needs so that its metrics arrive here."""
+        from rl_research.tracking.wandb_callback import WandbCallback
+
+        return [WandbCallback(logger=self)]
+
+    def before_finish(self, action: Callable[[], None]) -> None:
+        """Run *action*, which may still log, when `finish` is called."""
+        self._last_actions.append(action)
+
+    def finish(self, exit_code: int = 0, patience: Callable[[], float] | None = None) -> None:
+        """Log what is pending and finish the run, in ``wandb.finish_timeout`` seconds at most.
+
+        Earlier where *patience*, asked again and again, has no seconds left.
+        """
+        with self._lock:
+            if self._finished:
+                return
+            try:
+                for action in (*self._last_actions, self._flush):
+                    action()
+            finally:
+                self._finished = True
+                atexit.unregister(self._finish_at_exit)
+                open_loggers.unregister(self)
+                if self.run is not None:
+                    self.finished = wandb_finish.close_run(
+                        self._wandb, self.run, exit_code, patience
+                    )
+
+    def __enter__(self) -> ExperimentLogger:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self.finish(exit_code=0 if kind is None else 1)
+
+    def _check_open(self) -> None:
+        if self._finished:
+            again = f"ExperimentLogger(…, run_id={self.run_id!r})"
+            raise LoggingError(f"this run is finished: log before finish(), or open {again} again.")
+
+    def _finish_at_exit(self) -> None:
+        if self._pid == os.getpid():
+            self.finish(exit_code=1 if getattr(sys, "last_value", None) else 0)
+
+    def _claim(self, name: str, kind: str, step: int | None) -> int:
+        at = self._steps.of_media(step)
+        self._names.claim([name], kind, at, given=step is not None)
+        return at
+
+    def _place_for_film(self, name: str, step: int) -> Path:
+        """Where a film goes; what a killed segment left there is the same film."""
+        target = self.dir / "videos" / f"{name}-{step}.mp4"
+        if target in self._filmed:
+            target = unused(target)
+        self._filmed.add(target)
+        return target
+
+    def _log_media(self, name: str, step: int, make: Callable[[Any], Any]) -> None:
+        if self._wandb is not None and (name, step) not in self._left_out.media:
+            self._log_row(step, {name: make(self._wandb)})
+
+    def _log_row(self, step: int, row: Mapping[str, Any]) -> None:
+        self._check_open()
+        if self.run is not None:
+            self.run.log({**row, GLOBAL_STEP: step})
+
+    def _emit(self, row: tuple[int, Row] | None) -> None:
+        if row is not None and row[0] not in self._left_out.steps:
+            self._log_row(*row)
+
+    def _flush(self) -> None:
+        self._emit(self._thinner.flush())
+        self._names.write_table(self.dir / "metrics.md")
+
+    def _update_config(self, values: Mapping[str, Any]) -> None:
+        with self._lock:
+            if self.run is not None:
+                self.run.config.update(values, allow_val_change=True)  # type: ignore[no-untyped-call]

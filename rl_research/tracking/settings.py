@@ -1,0 +1,157 @@
+"""What the ``wandb`` section, the arguments and the environment together say about a run."""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from rl_research.config import RUN_DIR, Wandb, plain, validated
+from rl_research.errors import ConfigError
+from rl_research.tracking import provenance
+
+#: The launch decides: where one of these is set, it wins over the ``wandb`` section.
+ENVIRONMENT = {
+    "WANDB_MODE": "mode",
+    "WANDB_DIR": "dir",
+    "WANDB_PROJECT": "project",
+    "WANDB_ENTITY": "entity",
+    "WANDB_RUN_GROUP": "group",
+    "WANDB_TAGS": "tags",
+    "WANDB_NAME": "name",
+    "WANDB_NOTES": "notes",
+    "WANDB_JOB_TYPE": "job_type",
+}
+_SYNONYMS = {"dryrun": "offline", "run": "online"}
+_RUN_ID = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_.-]{0,62}[A-Za-z0-9_])?")
+_OUTPUT_DIR = "${hydra:runtime.output_dir}"
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """Everything the logger needs to know before it opens a run."""
+
+    run_id: str
+    wandb: Wandb
+    root: Path  # gets the folder ``wandb``
+    dir: Path  # the run's own folder
+    config: dict[str, Any]
+    is_afterword: bool = False  # to a run that has ended: of what it is nothing is said again
+
+    def facts(self, env: Any) -> dict[str, Any]:
+        """The run's configuration as W&B shows it, and where it comes from; no secrets."""
+        if self.is_afterword:
+            return {}
+        facts = provenance.public(self.config)
+        facts |= {"run_id": self.run_id, "versions": provenance.versions()}
+        if git := provenance.git():
+            facts["git"] = git
+        experiment = facts.get("experiment")
+        if isinstance(experiment, Mapping) and "seed" in experiment:
+            facts.setdefault("seed", experiment["seed"])
+        if described := provenance.environment(env):
+            known = facts.get("env")
+            facts["env"] = {**(known if isinstance(known, Mapping) else {}), **described}
+        if flow_run := provenance.flow_run():
+            facts["prefect"] = flow_run
+        return facts
+
+
+def resolve(
+    config: object, run_id: str | None = None, run_dir: str | os.PathLike[str] | None = None
+) -> RunSettings:
+    """Put *config*, the arguments and the environment together, and check them."""
+    settings = _as_mapping(config)
+    wandb = _wandb_section(settings.get("wandb"))
+    chosen = _run_id(run_id, settings)
+    directory = _run_dir(run_dir, settings, wandb.dir, chosen)
+    root = _absolute(wandb.dir.replace(_OUTPUT_DIR, RUN_DIR).replace(RUN_DIR, str(directory)))
+    return RunSettings(run_id=chosen, wandb=wandb, root=root, dir=directory, config=settings)
+
+
+def for_afterword(run_id: str, path: str, mode: str, root: Path) -> RunSettings:
+    """What it takes to add to the run at *path*, ``[entity/]project/run_id``, which has ended.
+
+    The environment has no say here: it speaks of runs that begin.
+    """
+    *entity, project, _ = path.split("/")
+    section = {"project": project, "mode": mode, "job_type": None}
+    wandb = validated(Wandb, {**section, "entity": next(iter(entity), None)}, "wandb")
+    return RunSettings(run_id, wandb, root, root, {}, is_afterword=True)
+
+
+def _as_mapping(config: object) -> dict[str, Any]:
+    if not isinstance(config, (Mapping, BaseModel)):
+        raise ConfigError(
+            f"ExperimentLogger needs a configuration, not {type(config).__name__}: "
+            'a Config, a DictConfig or a mapping such as {"wandb": {"project": "my_project"}}.'
+        )
+    return plain(config)
+
+
+def _wandb_section(section: object) -> Wandb:
+    if isinstance(section, (Wandb, Mapping)):
+        section = {key: value for key, value in plain(section).items() if value is not None}
+    elif section is not None:
+        raise ConfigError(
+            f"wandb={section!r}: should be a mapping. For instance wandb={{'mode': 'offline'}}."
+        )
+    section = {**(section or {}), **_from_environment()}
+    if isinstance(section.get("tags"), str):
+        section["tags"] = [section["tags"]]
+    section["mode"] = _SYNONYMS.get(section.get("mode", "offline"), section.get("mode", "offline"))
+    return validated(Wandb, section, "wandb")
+
+
+def _from_environment() -> dict[str, Any]:
+    found: dict[str, Any] = {
+        setting: os.environ[variable]
+        for variable, setting in ENVIRONMENT.items()
+        if os.environ.get(variable)
+    }
+    if "tags" in found:
+        found["tags"] = [tag for tag in (t.strip() for t in found["tags"].split(",")) if tag]
+    known = ("online", "offline", "disabled", *_SYNONYMS)
+    if (mode := found.get("mode", "offline")) not in known:
+        raise ConfigError(
+            f"WANDB_MODE={mode} is not supported: one process writes one run. "
+            "Use online, offline or disabled."
+        )
+    return found
+
+
+def _run_id(given: str | None, settings: Mapping[str, Any]) -> str:
+    """The first of: argument, ``config.run_id``, ``WANDB_RUN_ID``, the flow run, a new one."""
+    run_id = given or settings.get("run_id") or os.environ.get("WANDB_RUN_ID")
+    if run_id is None and (flow_run := provenance.flow_run()):
+        # The end of the flow run's id is random; its beginning is the time of its creation.
+        run_id = flow_run["flow_run_id"].replace("-", "")[-12:]
+    run_id = str(run_id) if run_id is not None else secrets.token_hex(6)
+    if not _RUN_ID.fullmatch(run_id):
+        raise ConfigError(
+            f"run_id={run_id}: use 1 to 64 letters, digits, '-', '_' and '.'. "
+            "For instance run_id=my-run_1."
+        )
+    return run_id
+
+
+def _run_dir(
+    given: str | os.PathLike[str] | None, settings: Mapping[str, Any], wandb_dir: str, run_id: str
+) -> Path:
+    """The run's own folder: given, or named after the run so that runs never share one."""
+    if given is not None:
+        return _absolute(given)
+    parent = settings.get("runs_dir")
+    if parent is None:
+        parent = "runs" if RUN_DIR in wandb_dir or _OUTPUT_DIR in wandb_dir else wandb_dir
+    return _absolute(parent) / run_id
+
+
+def _absolute(path: str | os.PathLike[str]) -> Path:
+    return Path(os.path.abspath(Path(path).expanduser()))  # noqa: PTH100  # keeps symbolic links

@@ -1,0 +1,240 @@
+"""A policy's returns per episode, on seeds of their own."""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from rl_research.config import Config, check
+from rl_research.errors import CheckpointDamaged, ConfigError
+from rl_research.tracking import policy_zip
+from rl_research.training import envs, models
+
+if TYPE_CHECKING:
+    from stable_baselines3.common.base_class import BaseAlgorithm
+    from stable_baselines3.common.vec_env import VecEnv
+
+    from rl_research.checkpoints import Checkpoint
+
+_COPIES = 8  # a constant: the size of a batch can change the last bit of an action
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What a policy achieved: one return and one length per episode."""
+
+    returns: tuple[float, ...]
+    lengths: tuple[int, ...]
+    first_seed: int
+    deterministic: bool
+
+    @property
+    def mean(self) -> float:
+        """Mean return over episodes."""
+        return float(np.mean(self.returns))
+
+    @property
+    def std(self) -> float:
+        """Standard deviation of the return over episodes, as SB3 reports it (ddof 0)."""
+        return float(np.std(self.returns))
+
+    def summary(self) -> dict[str, float | int]:
+        """``{mean, std, episodes}``."""
+        return {"mean": self.mean, "std": self.std, "episodes": len(self.returns)}
+
+    def described(self) -> dict[str, Any]:
+        """The summary, and what it takes to play the same episodes again."""
+        return {
+            **self.summary(),
+            "first_seed": self.first_seed,
+            "deterministic": self.deterministic,
+        }
+
+    def record(self) -> dict[str, Any]:
+        """Everything, as JSON holds it."""
+        return {**self.described(), "returns": list(self.returns), "lengths": list(self.lengths)}
+
+
+def evaluate(
+    model: BaseAlgorithm,
+    env: VecEnv,
+    *,
+    episodes: int,
+    first_seed: int,
+    deterministic: bool = True,
+    on_step: Callable[[], None] = lambda: None,
+    on_info: Callable[[dict[str, Any], dict[str, Any]], None] = lambda locals_, globals_: None,
+) -> Scores:
+    """Play *episodes* in *env* (an `envs.evaluation_env`) and leave no trace in any random generator.
+
+    *on_step* is called after every step of every copy and may raise to stop; *on_info* gets what SB3's
+    `evaluate_policy` hands its own callback.
+    """
+    from stable_baselines3.common.evaluation import evaluate_policy
+
+    def after_step(locals_: dict[str, Any], globals_: dict[str, Any]) -> None:
+        on_info(locals_, globals_)
+        on_step()
+
+    if env.has_attr("restart_episodes"):
+        env.env_method("restart_episodes")
+    with untouched_randomness(model, first_seed):  # so a stochastic policy plays alike each time
+        returns, lengths = evaluate_policy(
+            model,
+            env,
+            n_eval_episodes=episodes,
+            deterministic=deterministic,
+            return_episode_rewards=True,
+            callback=after_step,
+        )
+    assert isinstance(returns, list)
+    assert isinstance(lengths, list)
+    return Scores(
+        tuple(float(r) for r in returns), tuple(int(n) for n in lengths), first_seed, deterministic
+    )
+
+
+def evaluate_model(
+    model: BaseAlgorithm,
+    config: Config,
+    *,
+    episodes: int,
+    first_seed: int,
+    on_step: Callable[[], None] = lambda: None,
+) -> Scores:
+    """Play *episodes* with *model* in fresh environments of *config*, normalised as in training."""
+    env = envs.evaluation_env(config, first_seed, min(_COPIES, episodes))
+    try:
+        copy_statistics(model, env)
+        return evaluate(
+            model,
+            env,
+            episodes=episodes,
+            first_seed=first_seed,
+            deterministic=config.evaluation.deterministic,
+            on_step=on_step,
+        )
+    finally:
+        env.close()
+
+
+def evaluate_checkpoint(
+    checkpoint: Checkpoint,
+    *,
+    episodes: int | None = None,
+    first_seed: int | None = None,
+    trust_env: bool = False,
+    on_step: Callable[[], None] = lambda: None,
+) -> Scores:
+    """Play the final evaluation of *checkpoint*'s own configuration, or *episodes* of it.
+
+    The policy is rebuilt from the manifest's configuration and takes tensors and numbers only from the
+    checkpoint: nothing in it is unpickled, so a stranger's checkpoint runs no code.
+    """
+    config = config_of(checkpoint, trust_env=trust_env)
+    model = load_policy(checkpoint, config)
+    try:
+        return evaluate_model(
+            model,
+            config,
+            episodes=episodes or config.evaluation.final_episodes or 100,
+            first_seed=config.evaluation.seed if first_seed is None else first_seed,
+            on_step=on_step,
+        )
+    finally:
+        close(model)
+
+
+def load_policy(checkpoint: Checkpoint, config: Config) -> BaseAlgorithm:
+    """The algorithm of *checkpoint*, ready to act, with its normaliser's statistics."""
+    data = checkpoint.read(policy_zip.MODEL)
+    with untouched_randomness():  # SB3 seeds every generator when it builds a model
+        env = envs.evaluation_env(config, config.evaluation.seed, 1)
+        model = models.build_for_evaluation(config, env)
+    models.load_parameters(model, data)
+    normalizer = model.get_vec_normalize_env()
+    if normalizer is not None:
+        policy_zip.restore_statistics(normalizer, checkpoint.read(policy_zip.STATISTICS))
+    return model
+
+
+def close(model: BaseAlgorithm) -> None:
+    """Close the environment that `load_policy` made for *model*."""
+    if model.env is not None:
+        model.env.close()
+
+
+def config_of(checkpoint: Checkpoint, *, trust_env: bool = False) -> Config:
+    """The configuration in *checkpoint*'s manifest, for whatever device there is.
+
+    An id such as ``my_module:MyEnv-v0`` imports ``my_module``: without *trust_env* it is refused.
+    """
+    try:
+        config = Config.model_validate(_without_device(checkpoint.manifest["config"]))
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise CheckpointDamaged(
+            f"{checkpoint.address}: its configuration is unreadable: {reason}"
+        ) from None
+    module, colon, _ = config.env.id.rpartition(":")
+    if colon and not trust_env:
+        raise ConfigError(
+            f"{checkpoint.address}: its environment {config.env.id} would import the module {module}. "
+            "If that module is yours, say so with --trust-env."
+        )
+    check(config)
+    envs.check_env(config).close()
+    return config
+
+
+def _without_device(config: Mapping[str, Any]) -> dict[str, Any]:
+    algorithm = dict(config["algorithm"])
+    algorithm["params"] = {k: v for k, v in algorithm.get("params", {}).items() if k != "device"}
+    return {**config, "algorithm": algorithm}
+
+
+def copy_statistics(model: BaseAlgorithm, env: VecEnv) -> None:
+    """Give *env* the normaliser's statistics that *model* trains with, if it has any."""
+    from stable_baselines3.common.vec_env import VecNormalize, sync_envs_normalization
+
+    if model.get_vec_normalize_env() is not None and isinstance(env, VecNormalize):
+        assert model.env is not None
+        sync_envs_normalization(model.env, env)
+
+
+@contextmanager
+def untouched_randomness(
+    model: BaseAlgorithm | None = None, seed: int | None = None
+) -> Iterator[None]:
+    """Give the process-wide generators (Python, NumPy, torch) back as they were, and *model*'s own.
+
+    Stochastic evaluation would otherwise change training: SB3 draws from the global generators, and DQN
+    explores by sampling ``model.action_space``. Inside, *seed* seeds them all.
+    """
+    import torch
+    from stable_baselines3.common.utils import set_random_seed
+
+    python, numpy, tensor = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    space = getattr(model, "action_space", None)
+    try:
+        if seed is not None:
+            set_random_seed(seed)
+        if model is not None and space is not None:
+            model.action_space = copy.deepcopy(space)
+            model.action_space.seed(seed)
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
+        torch.set_rng_state(tensor)
+        if cuda:
+            torch.cuda.set_rng_state_all(cuda)
+        if model is not None and space is not None:
+            model.action_space = space

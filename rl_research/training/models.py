@@ -1,0 +1,158 @@
+"""The SB3 algorithm a `Config` asks for, and its parameters: hashed, or loaded without a pickle."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import warnings
+import zipfile
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from rl_research.config import Config, algorithms, choices
+from rl_research.errors import CheckpointDamaged, ConfigError
+
+if TYPE_CHECKING:
+    import torch
+    from stable_baselines3.common.base_class import BaseAlgorithm
+    from stable_baselines3.common.vec_env import VecEnv
+
+
+def build(config: Config, env: VecEnv) -> BaseAlgorithm:
+    """A new algorithm on *env*; `ConfigError` if its constructor refuses the configuration."""
+    import torch
+
+    torch.set_num_threads(config.experiment.torch_threads)
+    cls = algorithms.algorithm_class(config.algorithm.name)
+    arguments = algorithms.constructor_arguments(
+        config.algorithm.params, env.action_space, env.num_envs
+    )
+    _check_action_space(cls, config, env)
+    _check_policy(config, env)
+    try:
+        return cls(
+            config.algorithm.policy, env, seed=config.experiment.seed, verbose=0, **arguments
+        )
+    except (AssertionError, AttributeError, TypeError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ConfigError(
+            f"algorithm={config.algorithm.name} on {config.env.id}: {cls.__name__} refuses: {reason}"
+        ) from error
+
+
+def build_for_evaluation(config: Config, env: VecEnv) -> BaseAlgorithm:
+    """Like `build`, without the memory that only training needs."""
+    params = dict(config.algorithm.params)
+    if config.algorithm.name in algorithms.ON_POLICY:
+        params.pop("batch_size", None)
+        params["n_steps"] = 2
+    else:
+        params["buffer_size"] = env.num_envs
+    section = config.algorithm.model_copy(update={"params": params})
+    with warnings.catch_warnings():
+        warnings.simplefilter(
+            "ignore", UserWarning
+        )  # SB3 comments on rollout sizes nobody uses here
+        return build(config.model_copy(update={"algorithm": section}), env)
+
+
+def state(model: BaseAlgorithm) -> dict[str, torch.Tensor]:
+    """Every learned tensor by name, optimizers left out."""
+    tensors = {f"policy.{key}": value for key, value in model.policy.state_dict().items()}
+    _, variables = model._get_torch_save_params()
+    for name in variables:
+        tensor = _attribute(model, name)
+        if tensor is not None:
+            tensors[name] = tensor
+    return tensors
+
+
+def parameters_sha256(model: BaseAlgorithm) -> str:
+    """One hash over names, shapes, dtypes and bytes of every learned tensor."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(state(model).items()):
+        array = tensor.detach().cpu().contiguous().numpy()
+        digest.update(f"{name}:{array.dtype}:{array.shape};".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
+
+
+def load_parameters(model: BaseAlgorithm, model_zip: bytes) -> None:
+    """Put the tensors of an SB3 *model_zip* into *model*, tensors and numbers only.
+
+    SB3's own `load` also unpickles the zip's ``data``, which runs whatever code a stranger put there.
+    Raises `CheckpointDamaged` if the tensors are not this model's.
+    """
+    policy = _tensors(model_zip, "policy.pth")
+    _, variables = model._get_torch_save_params()
+    try:
+        model.policy.load_state_dict(policy)
+        expected = [name for name in variables if _attribute(model, name) is not None]
+        loaded = _tensors(model_zip, "pytorch_variables.pth") if expected else {}
+        for name in expected:
+            _attribute(model, name).data.copy_(loaded[name])
+    except (RuntimeError, TypeError, AttributeError, KeyError) as error:
+        reason = " ".join(str(error).split())
+        raise CheckpointDamaged(f"model.zip does not fit its configuration: {reason}") from None
+
+
+def _tensors(model_zip: bytes, member: str) -> Mapping[str, torch.Tensor]:
+    import torch
+
+    try:
+        with zipfile.ZipFile(io.BytesIO(model_zip)) as archive:
+            if archive.getinfo(member).file_size > len(model_zip):
+                raise CheckpointDamaged(f"model.zip: {member} is larger than the file it is in")
+            data = archive.read(member)
+        loaded = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except CheckpointDamaged:
+        raise
+    except Exception as error:  # noqa: BLE001  # whatever a stranger's bytes provoke in zipfile or torch is damage
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointDamaged(
+            f"model.zip: {member} cannot be read as tensors: {reason}"
+        ) from None
+    if not isinstance(loaded, Mapping):
+        raise CheckpointDamaged(f"model.zip: {member} holds no tensors by name")
+    return loaded
+
+
+def _attribute(model: BaseAlgorithm, dotted: str) -> Any:
+    found: Any = model
+    for part in dotted.split("."):
+        found = getattr(found, part, None)
+    return found
+
+
+def _check_policy(config: Config, env: VecEnv) -> None:
+    """What SB3 finds out in the middle of building a network."""
+    from gymnasium import spaces
+
+    by_name = isinstance(env.observation_space, spaces.Dict)
+    policy = config.algorithm.policy
+    if by_name != (policy == "MultiInputPolicy"):
+        fitting = "MultiInputPolicy" if by_name else "MlpPolicy"
+        raise ConfigError(
+            f"algorithm.policy={policy}: it cannot see {config.env.id}, whose observations are "
+            f"{env.observation_space}. For instance algorithm.policy={fitting}."
+        )
+
+
+def _check_action_space(cls: type[BaseAlgorithm], config: Config, env: VecEnv) -> None:
+    """What SB3 asserts, said with the remedy."""
+    from gymnasium import spaces
+
+    continuous = isinstance(env.action_space, spaces.Box)
+    discrete = isinstance(env.action_space, spaces.Discrete)
+    only_discrete, only_continuous = {"dqn", "qrdqn"}, {"sac", "td3", "ddpg", "tqc", "crossq"}
+    name = config.algorithm.name
+    if (name in only_discrete and not discrete) or (name in only_continuous and not continuous):
+        fitting = sorted(
+            (only_continuous if continuous else only_discrete if discrete else set())
+            | set(algorithms.ON_POLICY)
+        )
+        fitting = [algorithm for algorithm in fitting if algorithm in choices("algorithm")]
+        raise ConfigError(
+            f"algorithm={name}: {cls.__name__} cannot act in {config.env.id}, whose actions are "
+            f"{env.action_space}. Choose from: {', '.join(fitting)}."
+        )

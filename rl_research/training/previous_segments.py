@@ -1,0 +1,73 @@
+"""What the segments before this one have told W&B, and what of it no longer holds."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from rl_research.checkpoints import Checkpoint
+from rl_research.runs import Run
+from rl_research.sync import was_sent
+from rl_research.system import replacing
+from rl_research.tracking import (
+    STEP,
+    Logged,
+    ProgressFile,
+    Writer,
+    logged,
+    logs_of,
+    parsed,
+    records,
+    row_of,
+)
+
+_log = logging.getLogger(__name__)
+
+
+def logged_before(run: Run, newest: Checkpoint | None, progress: ProgressFile) -> Logged:
+    """What segments before this one have logged to W&B.
+
+    Online the server knows, and what is in offline segments has yet to come. Offline their files
+    tell. Where there are none, the run comes from another machine, or they have been synced and
+    removed: then all that *newest* had committed has been logged, if it logged at all.
+    """
+    logger = run.logger
+    if (here := logger.wandb_dir) is None:
+        return Logged()
+    if (served := logger.served()) is not None:
+        offline = logged(here.parent, logger.run_id, but=here, kinds="offline-run")
+        return served | (offline or Logged())
+    found = logged(here.parent, logger.run_id, but=here)
+    if found is None and newest is not None and newest.manifest.get("wandb_path"):
+        return Logged(steps=frozenset(int(row[STEP]) for row in progress.rows))
+    return found or Logged()
+
+
+def forget(here: Path, run_id: str, rows_from: int, media_after: int) -> None:
+    """Take rows at the step *rows_from* and later, and media after *media_after*, out of the logs.
+
+    For a boundary resume, which lives those steps a second time: an exact one repeats them to the bit,
+    and what is logged stands. *here* is the segment that is being written. What is online or has been
+    sent stands, too, and is left out the second time: each step has one row either way.
+    """
+    for log in logs_of(here.parent, run_id, but=here):
+        if not log.parent.name.startswith("offline-") or was_sent(log, run_id):
+            _log.warning("%s: W&B keeps the first telling of steps from %d on", run_id, rows_from)
+            continue
+        whole = [parsed(payload) for payload in records(log)]
+        kept = [record for record in whole if not _is_relived(record, rows_from, media_after)]
+        if len(kept) < len(whole):
+            _rewrite(log, kept)
+
+
+def _is_relived(record: Any, rows_from: int, media_after: int) -> bool:
+    step, numbers, media = row_of(record)
+    return bool((numbers and step >= rows_from) or (media and step > media_after))
+
+
+def _rewrite(log: Path, kept: list[Any]) -> None:
+    with replacing(log) as temporary, temporary.open("wb") as file:
+        writer = Writer(file)
+        for record in kept:
+            writer.write(record.SerializeToString())

@@ -1,0 +1,104 @@
+"""Where a run goes on: its newest valid checkpoint, on this machine or in its storage."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from rl_research import checkpoints
+from rl_research.checkpoints import Checkpoint
+from rl_research.config import Config
+from rl_research.errors import CheckpointDamaged, CheckpointMissing
+from rl_research.runs import PROGRESS, Run, check_same_experiment, is_of_flow_run, read_record
+from rl_research.storage import is_transient
+from rl_research.system import write_atomically
+
+_log = logging.getLogger(__name__)
+
+#: What lies beside the checkpoints in a run's folder and must be there on another machine, too.
+_BESIDE = {
+    PROGRESS: PROGRESS,
+    "best_model/best_model.zip": "best_model.zip",
+    "best_model/vecnormalize.pkl": "best_vecnormalize.pkl",
+    "evaluations.npz": "evaluations.npz",
+}
+
+
+def newest_valid(run: Run) -> Checkpoint | None:
+    """The newest checkpoint of *run* whose every file is what its manifest promises.
+
+    A damaged one is reported, and the one before it is used. One that lies in ``storage.url`` only is
+    copied into the run folder first.
+    """
+    for checkpoint in _newest_first(run):
+        try:
+            return _brought_here(checkpoint, run.dir)
+        except (CheckpointDamaged, CheckpointMissing) as error:
+            _log.warning("%s; using the one before", error)
+    return None
+
+
+def _brought_here(checkpoint: Checkpoint, run_dir: Path) -> Checkpoint:
+    """*checkpoint*, verified, in the run folder."""
+    if not checkpoint.store.is_at(run_dir / checkpoints.FOLDER):
+        return checkpoints.download(checkpoint, run_dir)
+    checkpoint.verify()
+    return checkpoint
+
+
+def finished_result(config: Config, flow_run_id: str | None = None) -> dict[str, Any] | None:
+    """The record of the run that *config* names if it is finished, None if there is something to do.
+
+    ``resume=never`` asks for another one, unless the flow run *flow_run_id* has made this one itself.
+    """
+    if config.run_id is None or (record := read_record(config.run_dir)) is None:
+        return None
+    if config.resume == "never" and not is_of_flow_run(record, flow_run_id):
+        return None
+    budget = config.experiment.total_timesteps
+    done = record.get("status") == "finished" and (record.get("global_step") or 0) >= budget
+    if not done:
+        return None
+    checkpoint = record.get("local_checkpoint")
+    if checkpoint is not None and (Path(checkpoint) / checkpoints.MANIFEST).exists():
+        check_same_experiment(config, checkpoints.find(checkpoint).manifest["config"])
+    return record
+
+
+def trained_steps(config: Config) -> int:
+    """The step of the newest checkpoint of the run that *config* names, here or in its storage."""
+    found = checkpoints.local_checkpoints(config.run_dir)
+    if not found and (store := checkpoints.store_of(config)) is not None:
+        found = checkpoints.list_checkpoints(store)
+    return max((checkpoint.global_step for checkpoint in found), default=0)
+
+
+def files_to_keep(run_dir: Path) -> dict[str, bytes]:
+    """What a checkpoint takes along from beside it, by its name in the checkpoint."""
+    found = {name: run_dir / path for path, name in _BESIDE.items()}
+    return {name: path.read_bytes() for name, path in found.items() if path.exists()}
+
+
+def restore_files(checkpoint: Checkpoint, run_dir: Path) -> None:
+    """Put what `files_to_keep` took back where it lay, as it was then."""
+    for path, name in _BESIDE.items():
+        if name in checkpoint.files:
+            write_atomically(run_dir / path, checkpoint.read(name))
+        elif path != PROGRESS:
+            (run_dir / path).unlink(missing_ok=True)
+
+
+def _newest_first(run: Run) -> Iterator[Checkpoint]:
+    """Those of the run folder and of ``storage.url``; of two at one step the local one first."""
+    found = checkpoints.local_checkpoints(run.dir)
+    try:
+        store = checkpoints.store_of(run.config)
+        remote = [] if store is None else checkpoints.list_checkpoints(store)
+    except Exception as error:
+        if not (found and is_transient(error)):
+            raise
+        _log.warning("storage.url cannot be reached, the run folder is used: %s", error)
+        remote = []
+    return iter(sorted([*found, *remote], key=lambda c: c.global_step, reverse=True))

@@ -1,0 +1,171 @@
+"""Capture the exact training state of an SB3 algorithm at a rollout start, and put it back.
+
+At the hook `_on_rollout_start` the parameters have just been updated, the rollout buffer is empty and no
+transition is in flight; captured there and restored there, training continues to the same bits. SB3's own
+`save` leaves out random generators, environments, the normaliser's running return, the replay buffer and
+gSDE's matrices, and `load` seeds every generator anew (DLR-RM/stable-baselines3#1643).
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+import random
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from stable_baselines3.common.callbacks import BaseCallback
+
+from rl_research.tracking import MODEL, STATISTICS, policy_files, restore_statistics
+from rl_research.training.replay_buffer import head_row, restore_replay, truncate_last_row
+
+if TYPE_CHECKING:
+    from stable_baselines3.common.base_class import BaseAlgorithm
+    from stable_baselines3.common.vec_env import VecEnv, VecNormalize
+
+STATE = "state.pkl"  # what SB3 leaves out
+
+_KEPT = ("_last_obs", "_last_episode_starts", "_last_original_obs", "action_space", "action_noise")
+
+
+def capture(
+    model: BaseAlgorithm, callbacks: Mapping[str, Any]
+) -> tuple[dict[str, bytes], str | None]:
+    """Everything training needs to continue, by file name; to be called at a rollout start.
+
+    *callbacks* is the state of whatever else must continue. Returned with the files is the reason why the
+    environments could not be captured, None if they were: then the resume is exact. The rows of a replay
+    buffer are not among the files: checkpoints share them, see `replay`.
+    """
+    assert model.env is not None
+    environments, reason = _capture_environments(model.env)
+    state = {
+        "model": {name: getattr(model, name, None) for name in _KEPT},
+        "random": _random_state(),
+        "sde": _sde_matrices(model),
+        "environments": environments,
+        "normalizer": _normalizer_state(model.get_vec_normalize_env()),
+        "callbacks": dict(callbacks),
+        "replay_head": head_row(model),
+    }
+    return {**policy_files(model), STATE: pickle.dumps(state)}, reason
+
+
+class Snapshot:
+    """A captured state on its way back into a newly built algorithm."""
+
+    def __init__(self, read: Callable[[str], bytes], segments: Sequence[str] = ()):
+        self._read = read
+        self._segments = segments
+        self._state: dict[str, Any] = pickle.loads(read(STATE))
+        self.callbacks: dict[str, Any] = self._state["callbacks"]
+
+    @property
+    def exact(self) -> bool:
+        """Whether the environments can be put back, so that no bit will differ."""
+        return self._state["environments"] is not None
+
+    def into(self, fresh: BaseAlgorithm, env: VecEnv, env_seed: int) -> BaseAlgorithm:
+        """An algorithm like *fresh*, continuing in *env* (as built for a new run) from the captured state.
+
+        Environments that could not be captured begin new episodes, seeded from *env_seed* on, and the
+        replay buffer's last transition is marked as truncated (as SheepRL does). What SB3 resets when
+        `learn` begins is put back by `at_first_rollout`.
+        """
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # what it says was said when the run began
+            model = type(fresh).load(
+                io.BytesIO(self._read(MODEL)), env=env, device=fresh.device, force_reset=False
+            )
+        for name, value in self._state["model"].items():
+            if value is not None:
+                setattr(model, name, value)
+        restore_replay(model, self._read, self._segments, self._state["replay_head"])
+        normalizer = model.get_vec_normalize_env()
+        if normalizer is not None:
+            restore_statistics(normalizer, self._read(STATISTICS))
+            for name, value in self._state["normalizer"].items():
+                setattr(normalizer, name, value)
+        if self.exact:
+            for index, data in enumerate(self._state["environments"]):
+                env.env_method("restore_state", data, indices=index)
+        else:
+            env.seed(env_seed)
+            model._last_obs = None  # SB3 resets the environments when there is none
+            truncate_last_row(model)
+        return model
+
+    def at_first_rollout(self) -> BaseCallback:
+        """The callback, to be called before every other, that puts back what `learn` resets."""
+        return _AtFirstRollout(self._state)
+
+
+class _AtFirstRollout(BaseCallback):
+    def __init__(self, state: Mapping[str, Any]):
+        super().__init__()
+        # A copy: the noise in it is also the model's, which `learn` resets.
+        self._state: Mapping[str, Any] | None = pickle.loads(pickle.dumps(state))
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_rollout_start(self) -> None:
+        state, self._state = self._state, None
+        if state is None:
+            return
+        noise = state["model"]["action_noise"]
+        if noise is not None:
+            vars(self.model.action_noise).update(vars(noise))  # SB3 has the object in hand already
+        _restore_random(state["random"])
+        # gSDE draws its matrices just before this hook, from the generators as `load` seeded them.
+        distribution = _sde_distribution(self.model)
+        for name, tensor in state["sde"].items():
+            setattr(distribution, name, tensor)
+
+
+def _capture_environments(env: VecEnv) -> tuple[list[bytes] | None, str | None]:
+    if not env.has_attr("capture_state"):
+        return None, "the environments are not wrapped in `envs.Restorable`"
+    captured = env.env_method("capture_state")
+    for _, reason in captured:
+        if reason is not None:
+            return None, f"the environment cannot be pickled: {reason}"
+    return [data for data, _ in captured], None
+
+
+def _random_state() -> dict[str, Any]:
+    import torch
+
+    return {
+        "python": random.getstate(),
+        "numpy": np.random.get_state(),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def _restore_random(state: Mapping[str, Any]) -> None:
+    import torch
+
+    random.setstate(state["python"])
+    np.random.set_state(state["numpy"])
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(state["cuda"])
+
+
+def _sde_distribution(model: BaseAlgorithm) -> Any:
+    return getattr(getattr(model, "actor", None) or model.policy, "action_dist", None)
+
+
+def _sde_matrices(model: BaseAlgorithm) -> dict[str, Any]:
+    distribution = _sde_distribution(model)
+    names = ("exploration_mat", "exploration_matrices")
+    return {name: getattr(distribution, name) for name in names if hasattr(distribution, name)}
+
+
+def _normalizer_state(normalizer: VecNormalize | None) -> dict[str, Any]:
+    names = ("returns", "old_reward", "old_obs")
+    return {} if normalizer is None else {name: getattr(normalizer, name) for name in names}

@@ -1,0 +1,63 @@
+"""Whether a checkpoint is what its manifest says: bytes, parameters and scores."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rl_research.checkpoints import Checkpoint
+from rl_research.errors import CheckpointDamaged, CheckpointMissing
+from rl_research.training import evaluation, models
+
+
+def verify(
+    checkpoint: Checkpoint, *, evaluate: bool = False, trust_env: bool = False
+) -> dict[str, Any]:
+    """Hash every file, load the tensors, hash the parameters; *evaluate* also plays the episodes.
+
+    Returns what was checked; raises `CheckpointDamaged` for the first thing that differs. Nothing is
+    unpickled, so a stranger's checkpoint can be verified.
+    """
+    checkpoint.verify()
+    config = evaluation.config_of(checkpoint, trust_env=trust_env)
+    model = evaluation.load_policy(checkpoint, config)
+    parameters = models.parameters_sha256(model)
+    evaluation.close(model)
+    _compare(checkpoint, "parameters_sha256", parameters)
+    found = {
+        "checkpoint": checkpoint.address,
+        "global_step": checkpoint.global_step,
+        "files": len(checkpoint.files),
+        "bytes": sum(size for size, _ in checkpoint.files.values()),
+        "parameters_sha256": parameters,
+        "resume_mode": checkpoint.manifest.get("resume_mode"),
+    }
+    return {**found, "scores": _played_again(checkpoint, trust_env)} if evaluate else found
+
+
+def _played_again(checkpoint: Checkpoint, trust_env: bool) -> dict[str, Any]:
+    recorded = checkpoint.manifest.get("final_scores") or checkpoint.manifest.get("scores")
+    if not recorded:
+        raise CheckpointMissing(
+            f"{checkpoint.address}: its manifest records no scores that could be played again"
+        )
+    scores = evaluation.evaluate_checkpoint(
+        checkpoint,
+        episodes=recorded["episodes"],
+        first_seed=recorded["first_seed"],
+        trust_env=trust_env,
+    )
+    if (scores.mean, scores.std) != (recorded["mean"], recorded["std"]):
+        raise CheckpointDamaged(
+            f"{checkpoint.address}: its episodes were played again with {scores.mean} ± {scores.std}, "
+            f"where the manifest says {recorded['mean']} ± {recorded['std']}. Other versions of "
+            "the packages, or another processor, can do that; the manifest names the versions."
+        )
+    return scores.described()
+
+
+def _compare(checkpoint: Checkpoint, name: str, found: str) -> None:
+    expected = checkpoint.manifest.get(name)
+    if found != expected:
+        raise CheckpointDamaged(
+            f"{checkpoint.address}: {name} is {found}, where the manifest says {expected}"
+        )

@@ -1,0 +1,222 @@
+"""A process that brings checkpoints to ``storage.url`` for the one that trains.
+
+Signing, hashing and sending hold Python's interpreter lock for milliseconds at a time, for which each step
+of a training in the same process would wait. Here a thread of it waits for an answer instead.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import pickle
+import select
+import signal
+import subprocess
+import sys
+import threading
+import traceback
+from contextlib import suppress
+from dataclasses import dataclass
+from logging.handlers import QueueHandler
+from multiprocessing.connection import Connection, Pipe
+from typing import Any
+
+from rl_research import checkpoints
+from rl_research.checkpoints import Checkpoint
+from rl_research.errors import RunTakenOver, in_a_line
+from rl_research.storage import Share, StoreLease, crosses_network, is_transient
+from rl_research.uploads.run_storage import Arrival, Home
+
+_NICE = 5  # where a core is short, training has it first
+_GLANCE = (
+    1.0  # seconds between two looks at whether the parent lives, where nothing tells of its end
+)
+_ITS_OWN = "SIGINT SIGTERM SIGHUP SIGUSR1 SIGUSR2"  # signals that are for the process that trains
+_START = f"""
+import signal, sys
+for name in "{_ITS_OWN}".split():
+    signal.signal(getattr(signal, name), signal.SIG_IGN)
+sys.path[:] = {{path!r}}
+from rl_research.uploads import courier
+courier.serve({{number}})
+"""
+
+
+class Courier:
+    """Brings a run's checkpoints to its store, one at a time, in a process of its own.
+
+    Where ``storage.url`` crosses no network the calling thread does it: there is nothing to sign or to
+    encrypt, and a file system may live in this very process (``memory://``, one that a user registers).
+
+    :param home: the run's
+    :param lease: confirmed before anything is published; None where nobody else can have the run
+    """
+
+    def __init__(self, home: Home, lease: StoreLease | None):
+        self._home, self._lease = home, lease
+        self._apart = crosses_network(str(home.config.storage.url))
+        self._process: subprocess.Popen[bytes] | None = None
+        self._connection: Connection[Any, Any] | None = None
+        self._ended = False
+        self._lock = threading.Lock()
+
+    def start(self) -> None:
+        """Start the process, if there is to be one, so that it is ready when it is needed."""
+        if self._apart:
+            with suppress(OSError):  # a machine short of memory may have some when it is needed
+                self._started()
+
+    def bring(self, checkpoint: Checkpoint) -> Arrival:
+        """`Home.bring`, with the same errors; a process that has died is a `ConnectionResetError`.
+
+        The next call starts another one.
+        """
+        if not self._apart:
+            return self._home.bring(checkpoint, self._confirm)
+        answer = self._asked(checkpoint.address)
+        if isinstance(answer, _Failure):
+            if answer.taken_over:
+                self._confirm()  # so that training hears of it, too
+            raise answer.error()
+        manifest, best_kept = answer
+        return Arrival(Checkpoint(self._home.store(), checkpoint.name, manifest), best_kept)
+
+    def end(self) -> None:
+        """End the process, whatever it is doing: what it has not brought has not arrived."""
+        with self._lock:
+            self._ended = True
+            if self._process is not None:
+                self._process.kill()
+                self._process.wait()
+
+    def _confirm(self) -> None:
+        if self._lease is not None:
+            self._lease.confirm()
+
+    def _started(self) -> Connection[Any, Any]:
+        with self._lock:
+            if self._ended:
+                raise ConnectionAbortedError(errno.ECONNABORTED, "the run has ended")
+            if self._connection is None:
+                ours, theirs = Pipe()
+                with theirs:
+                    words = _START.format(path=sys.path, number=theirs.fileno())
+                    self._process = subprocess.Popen(
+                        [sys.executable, "-c", words],
+                        stdin=subprocess.DEVNULL,
+                        pass_fds=[theirs.fileno()],
+                    )
+                self._connection = ours
+                ours.send((os.getpid(), logging.getLogger().getEffectiveLevel(), self._home))
+            return self._connection
+
+    def _asked(self, address: str) -> Any:
+        try:
+            connection = self._started()
+            connection.send((address, None if self._lease is None else self._lease.share))
+            while isinstance(answer := connection.recv(), logging.LogRecord):
+                logger = logging.getLogger(answer.name)
+                if logger.isEnabledFor(answer.levelno):
+                    logger.handle(answer)
+            return answer
+        except (EOFError, ConnectionError) as error:
+            raise ConnectionResetError(errno.ECONNRESET, self._last_words()) from error
+
+    def _last_words(self) -> str:
+        """Bury the process that has died, so that another one is started; how it ended."""
+        with self._lock:
+            if self._ended or self._process is None or self._connection is None:
+                return "the run has ended"
+            self._connection.close()
+            self._process.kill()  # if it is the connection alone that has broken
+            code = self._process.wait()
+            self._process = self._connection = None
+        how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+        return f"the process that uploads has ended ({how})"
+
+
+@dataclass(frozen=True)
+class _Failure:
+    """An error on its way from one process to the other, where what it was raised from does not follow."""
+
+    pickled: bytes | None
+    line: str
+    transient: bool
+    taken_over: bool
+    trace: str
+
+    @classmethod
+    def of(cls, error: Exception) -> _Failure:
+        pickled = None
+        with suppress(Exception):  # of some clients' errors no copy can be made
+            found = pickle.dumps(error)
+            pickled = found if is_transient(pickle.loads(found)) == is_transient(error) else None
+        trace = "".join(traceback.format_exception(error))
+        taken_over = isinstance(error, RunTakenOver)
+        return cls(pickled, in_a_line(error), is_transient(error), taken_over, trace)
+
+    def error(self) -> Exception:
+        """The error, or one of which `is_transient` says the same."""
+        if self.pickled is not None:
+            error: Exception = pickle.loads(self.pickled)
+        else:
+            error = ConnectionError(self.line) if self.transient else RuntimeError(self.line)
+        if not isinstance(error, OSError):  # one that has a cause means what its cause does
+            error.__cause__ = _Trace(self.trace)
+        return error
+
+
+class _Trace(Exception):
+    """Shows, where an error is printed, where in the other process it was raised."""
+
+    def __str__(self) -> str:
+        return f"\n{self.args[0]}"
+
+
+class _ToParent:
+    """The connection as several threads of the process may use it; stands where logging wants a queue."""
+
+    def __init__(self, connection: Connection[Any, Any]):
+        self._connection, self._lock = connection, threading.Lock()
+
+    def put_nowait(self, answer: Any, /) -> None:
+        """Send an answer, or what is logged, which the process that trains shows as its own."""
+        with self._lock:
+            self._connection.send(answer)
+
+
+def serve(number: int) -> None:
+    """Be the process: bring what is asked for through the socket *number*, until its other end closes."""
+    os.nice(_NICE)
+    connection: Connection[Any, Any] = Connection(number)
+    parent, level, home = connection.recv()
+    threading.Thread(target=_end_with, args=(number, parent), daemon=True).start()
+    parent_side = _ToParent(connection)
+    logging.basicConfig(level=level, handlers=[QueueHandler(parent_side)])  # type: ignore[arg-type]  # asks for put_nowait alone
+    with suppress(Exception):  # whoever asks for something hears of it
+        home.store()  # its client takes a while to import
+    with suppress(EOFError):
+        while True:
+            parent_side.put_nowait(_answer(home, *connection.recv()))
+
+
+def _answer(home: Home, address: str, share: Share | None) -> _Failure | tuple[Any, float]:
+    lease = None if share is None else StoreLease.of(share, home.store)
+    try:
+        arrival = home.bring(checkpoints.find(address), lease.confirm if lease else lambda: None)
+    except Exception as error:  # noqa: BLE001  # raised where it was asked for
+        return _Failure.of(error)
+    return arrival.checkpoint.manifest, arrival.best_kept
+
+
+def _end_with(number: int, parent: int) -> None:
+    """Leave at once when the process that trains is gone, so that no two write for one run.
+
+    That the other end is closed tells it; a process that has inherited it may keep it open.
+    """
+    watched = select.poll()
+    watched.register(number, 0)
+    while not watched.poll(_GLANCE * 1000) and os.getppid() == parent:
+        pass
+    os._exit(0)
