@@ -19,10 +19,7 @@ from typing import Any
 import gymnasium as gym
 import torch
 from stable_baselines3 import SAC
-from stable_baselines3.common.callbacks import (
-    BaseCallback,
-    CheckpointCallback as SB3CheckpointCallback,
-)
+from stable_baselines3.common.callbacks import BaseCallback, CheckpointCallback as SB3CheckpointCallback
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv
 
@@ -85,15 +82,11 @@ def main() -> None:
                 callback = cls(given.every, temporary, **more)
                 pause, written = measure(callback, Path(temporary), given.steps)
             pauses[name].append(pause)
-            print(
-                f"run {run}  {name:<5} pause {pause * 1e3:8.1f} ms   written {written / 1e6:8.1f} MB"
-            )
+            print(f"run {run}  {name:<5} pause {pause * 1e3:8.1f} ms   written {written / 1e6:8.1f} MB")
     for name, values in pauses.items():
         low, middle, high = (1e3 * f(values) for f in (min, statistics.median, max))
         print(f"{name:<5} median {middle:.1f} ms (min {low:.1f}, max {high:.1f})")
-    print(
-        f"ratio ours / SB3: {statistics.median(pauses['ours']) / statistics.median(pauses['SB3']):.3f}"
-    )
+    print(f"ratio ours / SB3: {statistics.median(pauses['ours']) / statistics.median(pauses['SB3']):.3f}")
 
 
 if __name__ == "__main__":

@@ -84,9 +84,7 @@ def outcome(run_dir: Path) -> dict[str, Any]:
     }
 
 
-def wait_for_the_moment(
-    process: subprocess.Popen[bytes], run_dir: Path, chance: random.Random
-) -> bool:
+def wait_for_the_moment(process: subprocess.Popen[bytes], run_dir: Path, chance: random.Random) -> bool:
     """Wait for a random moment; False if the process ended before it.
 
     One in four is any moment of the first seconds; the others come up to a second after the segment has
@@ -102,9 +100,7 @@ def wait_for_the_moment(
 
 
 def _newest(run_dir: Path) -> str:
-    return max(
-        (path.parent.name for path in run_dir.glob("checkpoints/step-*/manifest.json")), default=""
-    )
+    return max((path.parent.name for path in run_dir.glob("checkpoints/step-*/manifest.json")), default="")
 
 
 def _still_runs(process: subprocess.Popen[bytes], seconds: float) -> bool:

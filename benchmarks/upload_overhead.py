@@ -24,9 +24,7 @@ from rl_research.training import stages
 from rl_research.uploads.queue import uploads_of
 
 
-def overhead(
-    runs_dir: Path, url: str, *, rounds: int = 5, steps: int = 100_000
-) -> list[tuple[float, float]]:
+def overhead(runs_dir: Path, url: str, *, rounds: int = 5, steps: int = 100_000) -> list[tuple[float, float]]:
     """Training with uploads over training without, for each pair of runs: on the clock, and in its thread.
 
     The clock stops when training has ended, before what is left is flushed. A short run, which is not
@@ -37,8 +35,7 @@ def overhead(
     for number in range(rounds):
         order = [None, url] if number % 2 else [url, None]  # neither is always the first
         seconds = {
-            place: _seconds(runs_dir, f"round-{number}-{place is not None}", place, steps)
-            for place in order
+            place: _seconds(runs_dir, f"round-{number}-{place is not None}", place, steps) for place in order
         }
         pairs.append((seconds[url][0] / seconds[None][0], seconds[url][1] / seconds[None][1]))
     return pairs
@@ -64,9 +61,7 @@ def _seconds(runs_dir: Path, run_id: str, url: str | None, steps: int) -> tuple[
 
 def report(ratios: Sequence[tuple[float, float]]) -> None:
     """Print what `overhead` found."""
-    for name, column in zip(
-        ("on the clock", "in its thread"), zip(*ratios, strict=True), strict=True
-    ):
+    for name, column in zip(("on the clock", "in its thread"), zip(*ratios, strict=True), strict=True):
         shown = " ".join(f"{ratio:.3f}" for ratio in column)
         print(f"{name:<14} median {statistics.median(column):.3f}   pair by pair {shown}")
     print("training with uploads / without; 10 checkpoints per run")

@@ -71,9 +71,7 @@ def outcome_of(
     if api is not None:
         publish_study(result)
     if failed := result["failed"]:
-        said = (
-            f"{len(failed)} of {len(planned.members)} members are not finished: {', '.join(failed)}"
-        )
+        said = f"{len(failed)} of {len(planned.members)} members are not finished: {', '.join(failed)}"
         return Failed(message=f"{said}; their logs are in {result['folder']}/logs", data=result)
     return result
 

@@ -62,9 +62,7 @@ def sync(
 
 def _try_all(runs: Sequence[LocalRun], force: bool) -> list[Outcome]:
     first = send_together(runs, force)
-    tries = [
-        deliver_run.submit(run, outcome, force) for run, outcome in zip(runs, first, strict=True)
-    ]
+    tries = [deliver_run.submit(run, outcome, force) for run, outcome in zip(runs, first, strict=True)]
     for one in tries:
         one.wait()
     return [_outcome_of(one.state) for one in tries]

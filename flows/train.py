@@ -34,9 +34,7 @@ from rl_research.uploads import Home, Uploads, uploads_of
 
 
 @flow(
-    name="train",
-    flow_run_name=pipeline.named_after_overrides,
-    on_crashed=[recovery.reschedule_if_preempted],
+    name="train", flow_run_name=pipeline.named_after_overrides, on_crashed=[recovery.reschedule_if_preempted]
 )
 def train(overrides: Sequence[str] = ()) -> dict[str, Any] | State[Any]:
     """Run the experiment that *overrides* describe and return what it came to.

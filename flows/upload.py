@@ -62,9 +62,7 @@ def deliver_leftovers(home: Home) -> tuple[list[Outcome], bool]:
         _log.info("%s", busy)
         return [], True
     except Exception as error:  # noqa: BLE001  # one run's trouble is a line in the table, not the end of the round
-        _log.warning(
-            "%s: %s", home.folder, in_a_line(error), exc_info=not isinstance(error, OSError)
-        )
+        _log.warning("%s: %s", home.folder, in_a_line(error), exc_info=not isinstance(error, OSError))
         return [_outcome(home, None, in_a_line(error))], not is_transient(error)
 
 
@@ -74,9 +72,7 @@ def _deliver(home: Home, confirm: Callable[[], None]) -> tuple[list[Outcome], bo
     outcomes: list[Outcome] = []
     answers = True
     for checkpoint in reversed(pending.missing(home)):
-        state: State[Any] = task(
-            lambda c: home.bring(c, confirm).checkpoint, checkpoint, return_state=True
-        )
+        state: State[Any] = task(lambda c: home.bring(c, confirm).checkpoint, checkpoint, return_state=True)
         outcome = _DELIVERED if state.is_completed() else in_a_line(state.data)
         outcomes.append(_outcome(home, checkpoint, outcome))
         answers = not (isinstance(state.data, BaseException) and is_transient(state.data))
@@ -94,9 +90,7 @@ def _tell(home: Home) -> list[Outcome]:
         late_artifacts.tell_of(home, arrived)
     except Exception as error:  # noqa: BLE001  # a line in the table, as above
         expected = isinstance(error, OSError | RLResearchError)
-        _log.warning(
-            "%s: W&B is not told: %s", home.folder, in_a_line(error), exc_info=not expected
-        )
+        _log.warning("%s: W&B is not told: %s", home.folder, in_a_line(error), exc_info=not expected)
         return [_outcome(home, c, f"W&B is not told: {in_a_line(error)}") for c in arrived]
     return []
 

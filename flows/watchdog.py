@@ -46,9 +46,7 @@ _UNDER_WAY = (StateType.RUNNING, StateType.PENDING, StateType.CANCELLING)
 _STARTING = timedelta(minutes=5)  # from being taken by a worker to the first heartbeat
 _RECENT = timedelta(days=2)  # what crashed before and was not taken up is somebody's decision
 _SETTLED = timedelta(seconds=20)  # a worker reports a crash twice, some seconds apart
-_SECOND_LOOK = (
-    40.0  # seconds; more than a heartbeat, so that an API that was away is not held against it
-)
+_SECOND_LOOK = 40.0  # seconds; more than a heartbeat, so that an API that was away is not held against it
 
 #: What is to be seen in the store of each run that a flow run trains.
 Leases = list[dict[str, Any] | None]
@@ -128,9 +126,7 @@ def _crashed(client: SyncPrefectClient) -> Iterator[FlowRun]:
             yield run
 
 
-def _take_up(
-    client: SyncPrefectClient, run: FlowRun, log: logging.Logger | LoggingAdapter
-) -> str | None:
+def _take_up(client: SyncPrefectClient, run: FlowRun, log: logging.Logger | LoggingAdapter) -> str | None:
     assert run.state is not None
     age = datetime.now(timezone.utc) - run.state.timestamp
     time.sleep(max(0.0, (_SETTLED - age).total_seconds()))
@@ -140,9 +136,7 @@ def _take_up(
     return _go_on(client, run, str(now.message), log)
 
 
-def _go_on(
-    client: SyncPrefectClient, run: FlowRun, cause: str, log: logging.Logger | LoggingAdapter
-) -> str:
+def _go_on(client: SyncPrefectClient, run: FlowRun, cause: str, log: logging.Logger | LoggingAdapter) -> str:
     if run.state_name not in (recovery.KILLED, recovery.PREEMPTED):
         dead = recovery.killed(_step(run), cause)
         client.set_flow_run_state(run.id, dead, force=True)

@@ -11,10 +11,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ExperimentLogger", "__version__", "load_config"]
 
-_HOME = {
-    "ExperimentLogger": "rl_research.tracking.logger",
-    "load_config": "rl_research.config.experiment",
-}
+_HOME = {"ExperimentLogger": "rl_research.tracking.logger", "load_config": "rl_research.config.experiment"}
 
 
 def __getattr__(name: str) -> Any:

@@ -102,9 +102,7 @@ class Faults:
         """Listen (again)."""
         listener = socket.socket()
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.setsockopt(
-            socket.SOL_SOCKET, socket.SO_RCVBUF, _PIECE
-        )  # what is slow is felt soon
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _PIECE)  # what is slow is felt soon
         listener.bind(("127.0.0.1", self.port))
         listener.listen(128)
         self._listener = listener
@@ -190,23 +188,17 @@ class Faults:
         )
         return head.encode() + (b"" if method == b"HEAD" else body)
 
-    def _forward(
-        self, client: socket.socket, head: bytes, body: bytes, fault: Fault | None
-    ) -> None:
+    def _forward(self, client: socket.socket, head: bytes, body: bytes, fault: Fault | None) -> None:
         with socket.create_connection(("127.0.0.1", self.server.port), 10) as upstream:
             upstream.settimeout(None)
             if self.http:
                 upstream.sendall(_one_request(head))
-            back = threading.Thread(
-                target=self._pump_back, args=(upstream, client, fault), daemon=True
-            )
+            back = threading.Thread(target=self._pump_back, args=(upstream, client, fault), daemon=True)
             back.start()
             self._pump(client, upstream, fault, request=True, body=body)
             back.join()
 
-    def _pump_back(
-        self, upstream: socket.socket, client: socket.socket, fault: Fault | None
-    ) -> None:
+    def _pump_back(self, upstream: socket.socket, client: socket.socket, fault: Fault | None) -> None:
         try:
             if self.http:
                 while True:  # an interim answer (100 Continue) comes before the real one
@@ -226,13 +218,7 @@ class Faults:
                 client.shutdown(socket.SHUT_RDWR)
 
     def _pump(
-        self,
-        source: socket.socket,
-        target: socket.socket,
-        fault: Fault | None,
-        *,
-        request: bool,
-        body: bytes,
+        self, source: socket.socket, target: socket.socket, fault: Fault | None, *, request: bool, body: bytes
     ) -> None:
         passed = 0
         try:

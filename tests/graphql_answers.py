@@ -13,9 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-_TOKEN = re.compile(
-    r'"(?:[^"\\]|\\.)*"|\.\.\.|-?\d+(?:\.\d+)?|\$?[A-Za-z_][A-Za-z_0-9]*|[!(){}\[\]:=@|&]'
-)
+_TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|\.\.\.|-?\d+(?:\.\d+)?|\$?[A-Za-z_][A-Za-z_0-9]*|[!(){}\[\]:=@|&]')
 _COMMENT = re.compile(r"#[^\n]*")
 _CONSTANTS = {"true": True, "false": False, "null": None}
 

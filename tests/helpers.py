@@ -117,8 +117,7 @@ def wandb_rows(run_dir: Path) -> list[tuple[int, dict[str, Any]]]:
         if record.WhichOneof("record_type") != "history":
             continue
         cells = {
-            "/".join(item.nested_key) or item.key: json.loads(item.value_json)
-            for item in record.history.item
+            "/".join(item.nested_key) or item.key: json.loads(item.value_json) for item in record.history.item
         }
         numbers = {
             key: value
@@ -136,9 +135,7 @@ def wandb_config(run_dir: Path) -> dict[str, Any]:
     config: dict[str, Any] = {}
     for record in wandb_records(run_dir):
         kind = record.WhichOneof("record_type")
-        changes = (
-            record.run.config if kind == "run" else record.config if kind == "config" else None
-        )
+        changes = record.run.config if kind == "run" else record.config if kind == "config" else None
         for item in changes.update if changes is not None else ():
             place = config
             *parents, leaf = item.nested_key or [item.key]

@@ -167,8 +167,4 @@ def _main(folder: Path, *words: str, stays: bool) -> None:
 
 
 if __name__ == "__main__":
-    _main(
-        Path(sys.argv[1]),
-        *(word for word in sys.argv[2:] if word != "--stay"),
-        stays="--stay" in sys.argv,
-    )
+    _main(Path(sys.argv[1]), *(word for word in sys.argv[2:] if word != "--stay"), stays="--stay" in sys.argv)

@@ -245,9 +245,7 @@ def _word(value: object) -> str:
 def _post(port: int, path: str, body: Mapping[str, Any]) -> None:
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
     try:
-        connection.request(
-            "POST", path, json.dumps(body).encode(), {"Content-Type": "application/json"}
-        )
+        connection.request("POST", path, json.dumps(body).encode(), {"Content-Type": "application/json"})
         status = connection.getresponse().status
         assert status in (200, 409), f"{path}: {status}"
     finally:
@@ -255,10 +253,7 @@ def _post(port: int, path: str, body: Mapping[str, Any]) -> None:
 
 
 def _fixture(kind: str, factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with (
-        serving(kind, factory.mktemp(kind) / "files") as server,
-        pytest.MonkeyPatch.context() as patch,
-    ):
+    with serving(kind, factory.mktemp(kind) / "files") as server, pytest.MonkeyPatch.context() as patch:
         for name in (
             "AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL", "SSH_AUTH_SOCK",
             "AZURE_STORAGE_CONNECTION_STRING", "AZURE_STORAGE_SAS_TOKEN",

@@ -26,10 +26,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[WandbServer]:
 
 
 def sync(
-    *where: Path | str,
-    options: Mapping[str, Any] | None = None,
-    include_online: bool = False,
-    **policy: bool,
+    *where: Path | str, options: Mapping[str, Any] | None = None, include_online: bool = False, **policy: bool
 ) -> dict[str, Outcome]:
     """Sync what is in *where*, folders and URLs, once: what came of each run."""
     words = [str(place) for place in where]

@@ -202,9 +202,7 @@ def _tell_and_die(folder: Path, moment: str) -> None:
     assert done.returncode == (-9 if moment else 0), done.stderr
 
 
-def test_killed_at_any_moment_it_is_told_once(
-    train: Train, server: WandbServer, tmp_path: Path
-) -> None:
+def test_killed_at_any_moment_it_is_told_once(train: Train, server: WandbServer, tmp_path: Path) -> None:
     """SIGKILL within the segment, before it takes its place, and before the note: one segment at the end."""
     folder = train("wandb.mode=offline")
     assert _sync(folder).startswith("synced")

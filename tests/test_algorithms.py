@@ -101,9 +101,7 @@ def test_noise_works_in_training() -> None:
 
 def test_arguments_are_plain_copies() -> None:
     """SB3 changes and pickles what it is given, so it gets ordinary dicts and lists of its own."""
-    params = freeze(
-        {"policy_kwargs": {"net_arch": {"pi": [8], "vf": [8]}}, "train_freq": [4, "step"]}
-    )
+    params = freeze({"policy_kwargs": {"net_arch": {"pi": [8], "vf": [8]}}, "train_freq": [4, "step"]})
     made = constructor_arguments(params, gym.make(DISCRETE).action_space, 1)
     kwargs = made["policy_kwargs"]
     assert type(kwargs) is type(kwargs["net_arch"]) is dict

@@ -31,9 +31,7 @@ _TRACES = {
 
 
 def _tracked() -> list[Path]:
-    done = subprocess.run(
-        ["git", "ls-files", "-z"], cwd=_ROOT, capture_output=True, text=True, check=False
-    )
+    done = subprocess.run(["git", "ls-files", "-z"], cwd=_ROOT, capture_output=True, text=True, check=False)
     if done.returncode:
         pytest.skip("not a git checkout")
     paths = [_ROOT / name for name in done.stdout.split("\0") if name]
@@ -43,9 +41,7 @@ def _tracked() -> list[Path]:
 def test_import_contracts_hold() -> None:
     """Imports run one way, and each foreign library has one home."""
     program = Path(sys.executable).with_name("lint-imports")
-    done = subprocess.run(
-        [program, "--no-cache"], cwd=_ROOT, capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([program, "--no-cache"], cwd=_ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -67,9 +63,7 @@ def test_every_test_says_what_it_promises(path: Path) -> None:
     """Each test function has a docstring, a sentence that ends with a full stop."""
     silent = []
     for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name.startswith(
-            "test_"
-        ):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name.startswith("test_"):
             promise = ast.get_docstring(node) or ""
             if not promise.rstrip("`'\")").endswith((".", "!", "?")):
                 silent.append(f"{path.name}:{node.lineno} {node.name}")
@@ -79,9 +73,7 @@ def test_every_test_says_what_it_promises(path: Path) -> None:
 def _commands(document: Path) -> Iterator[list[str]]:
     """The words of each ``rl-research`` command in the fenced shell blocks of *document*."""
     text = document.read_text()
-    for block in re.findall(
-        r"^```(?:sh|bash|shell|console)\n(.*?)^```", text, re.DOTALL | re.MULTILINE
-    ):
+    for block in re.findall(r"^```(?:sh|bash|shell|console)\n(.*?)^```", text, re.DOTALL | re.MULTILINE):
         for line in block.replace("\\\n", " ").splitlines():
             words = shlex.split(line.removeprefix("$ "), comments=True)
             while words and re.fullmatch(r"[A-Z][A-Z_]*=.*", words[0]):

@@ -121,26 +121,17 @@ def test_every_argument_of_sb3_is_taken(
     given = {k: example.get(k, p.default) for k, p in _parameters(theirs).items()}
     assert inspect.Parameter.empty not in given.values(), "SB3 has a new required argument"
     made = ours(**given) if how == "by name" else ours(*given.values())
-    original = theirs(
-        **{**given, "callback_on_new_best": None} if "callback_on_new_best" in given else given
-    )
+    original = theirs(**{**given, "callback_on_new_best": None} if "callback_on_new_best" in given else given)
     for key in set(given) & set(vars(original)) - {"callback_on_new_best", "callback", "save_path"}:
         assert getattr(made, key) == getattr(original, key), key
 
 
 @pytest.mark.parametrize("name", ["EvalCallback", "CheckpointCallback"])
-def test_what_sb3_asks_for_is_enough(
-    evaluated: Callable[..., VecEnv], tmp_path: Path, name: str
-) -> None:
+def test_what_sb3_asks_for_is_enough(evaluated: Callable[..., VecEnv], tmp_path: Path, name: str) -> None:
     """Only what SB3 requires is required; the other arguments have SB3's meaning by default."""
     required = {"EvalCallback": (evaluated(),), "CheckpointCallback": (100, str(tmp_path))}[name]
     ours, theirs = getattr(callbacks, name)(*required), getattr(sb3, name)(*required)
-    quiet = {
-        "verbose",
-        "save_vecnormalize",
-        "save_path",
-        "eval_env",
-    }  # documented to differ, or made anew
+    quiet = {"verbose", "save_vecnormalize", "save_path", "eval_env"}  # documented to differ, or made anew
     for key in set(vars(theirs)) & set(vars(ours)) - quiet:
         assert getattr(ours, key) == getattr(theirs, key), key
 
@@ -241,24 +232,18 @@ def test_at_rollout_starts_evaluations_wait_for_the_update(
     evaluated: Callable[..., VecEnv], kind: str, n_envs: int
 ) -> None:
     """With `at_rollout_start` an evaluation waits for the rollout's end, and the last one is not lost."""
-    callback = callbacks.EvalCallback(
-        evaluated(), n_eval_episodes=1, eval_freq=40, at_rollout_start=True
-    )
+    callback = callbacks.EvalCallback(evaluated(), n_eval_episodes=1, eval_freq=40, at_rollout_start=True)
     model = MODELS[kind](n_envs)
     model.learn(192, callback=callback)
     rollout = n_envs * (16 if kind == "ppo" else 4)
     reached = range(0, model.num_timesteps + rollout, rollout)
-    expected = [
-        next(r for r in reached if r >= at) for at in range(40, model.num_timesteps + 1, 40)
-    ]
+    expected = [next(r for r in reached if r >= at) for at in range(40, model.num_timesteps + 1, 40)]
     assert callback.evaluations_timesteps == sorted(set(expected))
 
 
 @pytest.mark.parametrize("n_envs", [1, 3, 4])
 @pytest.mark.parametrize("kind", ["ppo", "dqn"])
-def test_checkpoints_come_every_so_many_environment_steps(
-    tmp_path: Path, kind: str, n_envs: int
-) -> None:
+def test_checkpoints_come_every_so_many_environment_steps(tmp_path: Path, kind: str, n_envs: int) -> None:
     """The next rollout start at or after each multiple of `save_freq`, and the end of training."""
     callback = callbacks.CheckpointCallback(40, str(tmp_path))
     steps: list[int] = []
@@ -347,11 +332,7 @@ def test_watching_does_not_change_what_is_learned(
             at_rollout_start=where == "between rollouts",
         ),
         callbacks.VideoRecorderCallback(
-            film_env,
-            24,
-            deterministic=deterministic,
-            max_steps=5,
-            log_video=lambda *a: films.append(a[3]),
+            film_env, 24, deterministic=deterministic, max_steps=5, log_video=lambda *a: films.append(a[3])
         ),
         callbacks.CheckpointCallback(32, tmp_path),
     ]
@@ -374,15 +355,11 @@ def test_the_normaliser_of_training_is_not_touched(evaluated: Callable[..., VecE
     assert np.array_equal(ours.obs_rms.mean, theirs.obs_rms.mean)
     assert np.array_equal(ours.returns, theirs.returns)
     assert isinstance(env, VecNormalize)
-    for rewards, lengths in zip(
-        callback.evaluations_results, callback.evaluations_length, strict=True
-    ):
+    for rewards, lengths in zip(callback.evaluations_results, callback.evaluations_length, strict=True):
         assert rewards == lengths, "a step of CartPole is worth 1"
 
 
-def test_an_env_that_is_not_normalised_like_training_s_is_refused(
-    evaluated: Callable[..., VecEnv],
-) -> None:
+def test_an_env_that_is_not_normalised_like_training_s_is_refused(evaluated: Callable[..., VecEnv]) -> None:
     """A policy trained on normalised observations is not scored on raw ones in silence."""
     callback = callbacks.EvalCallback(evaluated(), n_eval_episodes=1, eval_freq=16)
     with (
@@ -428,9 +405,7 @@ class Kept(ExperimentLogger):
 
 
 @pytest.fixture(params=["disabled", "offline"])
-def logger(
-    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Kept]:
+def logger(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Kept]:
     """A logger in each mode that needs no server; its rows are kept to look at."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(Kept, "rows", [], raising=False)
@@ -447,9 +422,7 @@ def test_one_row_per_step_lines_rollout_train_and_eval_up(
     steps = [step for step, _ in logger.rows]
     assert steps == [32, 64, 96, 128]
     for _, row in logger.rows:
-        assert {"rollout/ep_rew_mean", "train/loss", "eval/mean_reward", "eval/std_reward"} <= set(
-            row
-        )
+        assert {"rollout/ep_rew_mean", "train/loss", "eval/mean_reward", "eval/std_reward"} <= set(row)
 
 
 def test_an_evaluation_within_a_rollout_has_a_row_of_its_own(
@@ -489,9 +462,7 @@ def test_train_values_stand_at_their_update_s_step(logger: Kept) -> None:
     assert {step: row["train/loss"] for step, row in logger.rows} == losses.seen
 
 
-@pytest.mark.parametrize(
-    ("kind", "total", "interval"), [("ppo", 80, 2), ("dqn", 100, 1000), ("sac", 60, 4)]
-)
+@pytest.mark.parametrize(("kind", "total", "interval"), [("ppo", 80, 2), ("dqn", 100, 1000), ("sac", 60, 4)])
 def test_the_last_train_values_are_never_lost(
     quiet_logger: ExperimentLogger, kind: str, total: int, interval: int
 ) -> None:
@@ -544,14 +515,10 @@ def test_success_is_reported_where_the_environment_tells(
         assert arrays["successes"].tolist() == [[True] * 3] * 2
 
 
-def test_wandb_callback_saves_the_model_where_told(
-    quiet_logger: ExperimentLogger, tmp_path: Path
-) -> None:
+def test_wandb_callback_saves_the_model_where_told(quiet_logger: ExperimentLogger, tmp_path: Path) -> None:
     """`model_save_path` gets model.zip every `model_save_freq` environment steps and at the end."""
     target = tmp_path / "models here"
-    callback = callbacks.WandbCallback(
-        model_save_path=str(target), model_save_freq=32, logger=quiet_logger
-    )
+    callback = callbacks.WandbCallback(model_save_path=str(target), model_save_freq=32, logger=quiet_logger)
     _ppo(2).learn(64, callback=callback)
     assert PPO.load(target / "model.zip", device="cpu").num_timesteps == 64
     saved = sorted(p.name for p in (quiet_logger.dir / "models").iterdir())
@@ -586,14 +553,10 @@ def test_evaluations_npz_is_sb3_s(evaluated: Callable[..., VecEnv], tmp_path: Pa
         for name in a:
             assert (a[name].dtype, a[name].shape) == (b[name].dtype, b[name].shape), name
         assert np.array_equal(a["timesteps"], b["timesteps"])
-        assert np.array_equal(a["results"][0], b["results"][0]), (
-            "the first evaluation is on the same seeds"
-        )
+        assert np.array_equal(a["results"][0], b["results"][0]), "the first evaluation is on the same seeds"
 
 
-def test_the_best_model_comes_with_its_statistics(
-    evaluated: Callable[..., VecEnv], tmp_path: Path
-) -> None:
+def test_the_best_model_comes_with_its_statistics(evaluated: Callable[..., VecEnv], tmp_path: Path) -> None:
     """best_model.zip and vecnormalize.pkl are of the same step and open with SB3's own `load`."""
     seen: dict[int, tuple[str, np.ndarray]] = {}
     model = _normalized_ppo()
@@ -618,16 +581,12 @@ def test_the_best_model_comes_with_its_statistics(
     loaded = PPO.load(tmp_path / "best" / "best_model.zip", device="cpu")
     assert loaded.num_timesteps == best
     assert models.parameters_sha256(loaded) == seen[best][0]
-    normalizer = VecNormalize.load(
-        str(tmp_path / "best" / "vecnormalize.pkl"), make_vec_env("CartPole-v1")
-    )
+    normalizer = VecNormalize.load(str(tmp_path / "best" / "vecnormalize.pkl"), make_vec_env("CartPole-v1"))
     assert np.array_equal(normalizer.obs_rms.mean, seen[best][1])
     assert evaluation.best_mean_reward == scores[best]
 
 
-def test_without_normaliser_only_the_model_is_kept(
-    evaluated: Callable[..., VecEnv], tmp_path: Path
-) -> None:
+def test_without_normaliser_only_the_model_is_kept(evaluated: Callable[..., VecEnv], tmp_path: Path) -> None:
     """Where nothing is normalised, best_model.zip stands alone."""
     evaluation = callbacks.EvalCallback(
         evaluated(), n_eval_episodes=1, eval_freq=16, best_model_save_path=str(tmp_path / "best")
@@ -723,9 +682,7 @@ def test_a_resumed_evaluation_goes_on(evaluated: Callable[..., VecEnv]) -> None:
 
 
 @pytest.mark.parametrize("between_rollouts", [False, True])
-def test_a_reached_threshold_stops_training(
-    evaluated: Callable[..., VecEnv], between_rollouts: bool
-) -> None:
+def test_a_reached_threshold_stops_training(evaluated: Callable[..., VecEnv], between_rollouts: bool) -> None:
     """SB3's StopTrainingOnRewardThreshold ends training at the first good enough evaluation."""
     evaluation = callbacks.EvalCallback(
         evaluated(),
@@ -741,9 +698,7 @@ def test_a_reached_threshold_stops_training(
 
 
 @pytest.mark.parametrize("between_rollouts", [False, True])
-def test_a_threshold_out_of_reach_does_not(
-    evaluated: Callable[..., VecEnv], between_rollouts: bool
-) -> None:
+def test_a_threshold_out_of_reach_does_not(evaluated: Callable[..., VecEnv], between_rollouts: bool) -> None:
     """Below the threshold training goes on to its end."""
     evaluation = callbacks.EvalCallback(
         evaluated(),
@@ -758,9 +713,7 @@ def test_a_threshold_out_of_reach_does_not(
 
 
 @pytest.mark.parametrize("between_rollouts", [False, True])
-def test_no_improvement_stops_training(
-    evaluated: Callable[..., VecEnv], between_rollouts: bool
-) -> None:
+def test_no_improvement_stops_training(evaluated: Callable[..., VecEnv], between_rollouts: bool) -> None:
     """SB3's StopTrainingOnNoModelImprovement ends training after so many evaluations without a new best."""
     patience = sb3.StopTrainingOnNoModelImprovement(max_no_improvement_evals=2, min_evals=1)
     evaluation = callbacks.EvalCallback(
@@ -807,9 +760,7 @@ def test_children_are_called_when_sb3_would_call_them(
     means = [float(np.mean(r)) for r in evaluation.evaluations_results]
     assert after.scores == means
     assert len(means) == 6
-    assert on_best.scores == [
-        m for i, m in enumerate(means) if all(m > other for other in means[:i])
-    ]
+    assert on_best.scores == [m for i, m in enumerate(means) if all(m > other for other in means[:i])]
 
 
 # ---------------------------------------------------------------- what a checkpoint holds
@@ -873,9 +824,7 @@ def test_a_commit_out_of_turn(tmp_path: Path) -> None:
     assert steps == [32, 64]
 
 
-def test_a_best_model_zip_is_never_half_written(
-    evaluated: Callable[..., VecEnv], tmp_path: Path
-) -> None:
+def test_a_best_model_zip_is_never_half_written(evaluated: Callable[..., VecEnv], tmp_path: Path) -> None:
     """Whenever training looks, best_model.zip is a whole zip of some evaluated step."""
     best = tmp_path / "best" / "best_model.zip"
     checked: list[int] = []

@@ -13,11 +13,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from stable_baselines3 import PPO
-from stable_baselines3.common.callbacks import (
-    BaseCallback,
-    CallbackList,
-    StopTrainingOnRewardThreshold,
-)
+from stable_baselines3.common.callbacks import BaseCallback, CallbackList, StopTrainingOnRewardThreshold
 from stable_baselines3.common.monitor import Monitor
 
 from rl_research.tracking.logger import ExperimentLogger
@@ -71,9 +67,7 @@ class _Child(BaseCallback):
 
 
 def _model() -> PPO:
-    return PPO(
-        "MlpPolicy", "CartPole-v1", n_steps=32, batch_size=32, n_epochs=1, device="cpu", seed=0
-    )
+    return PPO("MlpPolicy", "CartPole-v1", n_steps=32, batch_size=32, n_epochs=1, device="cpu", seed=0)
 
 
 def _evaluations(freq: int, **options: Any) -> EvalCallback:
@@ -134,9 +128,7 @@ def test_gradients_are_shown_and_the_model_stays_usable() -> None:
     """Histograms arrive at their steps; nothing hangs on the model when the run is finished."""
     model = _model()
     with ExperimentLogger({}) as logger:
-        model.learn(
-            96, callback=WandbCallback(logger=logger, gradient_save_freq=2, log="gradients")
-        )
+        model.learn(96, callback=WandbCallback(logger=logger, gradient_save_freq=2, log="gradients"))
     rows = [row for row in _rows(logger) if "gradients/action_net.bias._type" in row]
     assert [row["global_step"] for row in rows] == [64]
     assert rows[0]["gradients/action_net.bias._type"] == "histogram"

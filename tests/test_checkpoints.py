@@ -53,10 +53,7 @@ def test_a_commit_is_what_was_given(tmp_path: Path) -> None:
         assert checkpoint.global_step == 7
         assert checkpoint.manifest["name"] == "mine"
         assert checkpoint.manifest["scores"] == {"mean": 1.5}
-        assert checkpoint.files["model.zip"] == (
-            500,
-            hashlib.sha256(FILES["model.zip"]).hexdigest(),
-        )
+        assert checkpoint.files["model.zip"] == (500, hashlib.sha256(FILES["model.zip"]).hexdigest())
     assert os.listdir(tmp_path / "checkpoints") == ["step-000000007"]
     assert set(os.listdir(found.address)) == {*FILES, "manifest.json"}
 
@@ -201,9 +198,7 @@ def test_killed_before_any_file_operation_nothing_is_torn(tmp_path: Path, scenar
 
 
 @pytest.mark.parametrize("left", ["final", "nothing"])
-def test_a_replaced_checkpoint_that_was_half_removed_never_comes_back(
-    tmp_path: Path, left: str
-) -> None:
+def test_a_replaced_checkpoint_that_was_half_removed_never_comes_back(tmp_path: Path, left: str) -> None:
     """A former checkpoint killed while it was being removed is no checkpoint, whatever lies beside it."""
     _commit(tmp_path, 10)
     final = tmp_path / "checkpoints" / "step-000000010"
@@ -220,9 +215,7 @@ def test_a_replaced_checkpoint_that_was_half_removed_never_comes_back(
 
 
 @pytest.mark.parametrize("scenario", ["next", "same", "facts", "prune"])
-def test_killed_before_any_file_operation_a_checkpoint_remains(
-    tmp_path: Path, scenario: str
-) -> None:
+def test_killed_before_any_file_operation_a_checkpoint_remains(tmp_path: Path, scenario: str) -> None:
     """Wherever a commit or a pruning is killed, the next start finds the kept checkpoints again."""
     kept = {"prune": {"step-000000010", "step-000000040"}}.get(scenario, {"step-000000010"})
     for point in _crashes(tmp_path, scenario):
@@ -232,15 +225,15 @@ def test_killed_before_any_file_operation_a_checkpoint_remains(
 WRITER = """
     import os, secrets, sys
     from pathlib import Path
-    from rl_research import checkpoints
+    from rl_research.checkpoints import commit, prune
 
     run, step = Path(sys.argv[1]), int(sys.argv[2])
     print("ready", flush=True)
     while True:
         for _ in range(2):
             tag = secrets.token_bytes(8) * 5_000
-            checkpoints.commit(run, step, {"a.bin": tag, "b.bin": tag, "c.bin": tag}, {})
-        checkpoints.prune(run, keep_last=2, keep_best=0)
+            commit(run, step, {"a.bin": tag, "b.bin": tag, "c.bin": tag}, {})
+        prune(run, keep_last=2, keep_best=0)
         step += 1
 """
 
@@ -252,8 +245,7 @@ def test_killed_at_random_moments_no_reader_sees_a_torn_one(tmp_path: Path) -> N
     reads, step = 0, 0
     for _ in range(15):
         writer = subprocess.Popen(
-            [sys.executable, "-c", textwrap.dedent(WRITER), str(tmp_path), str(step)],
-            stdout=subprocess.PIPE,
+            [sys.executable, "-c", textwrap.dedent(WRITER), str(tmp_path), str(step)], stdout=subprocess.PIPE
         )
         assert writer.stdout is not None
         assert writer.stdout.readline() == b"ready\n"
@@ -348,9 +340,7 @@ def test_a_checkpoint_is_found_by_any_name(run_dir: Path, form: str, step: int) 
     assert checkpoints.find(found.address).global_step == step
 
 
-def test_a_path_object_and_a_relative_path_lead_there(
-    run_dir: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_path_object_and_a_relative_path_lead_there(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Paths work as objects and relative to the working folder."""
     assert checkpoints.find(run_dir).global_step == 12
     monkeypatch.chdir(run_dir.parent)
@@ -361,9 +351,7 @@ def test_a_path_object_and_a_relative_path_lead_there(
     assert checkpoints.find(".").global_step == 12
 
 
-def test_from_inside_its_folder_a_checkpoint_is_found(
-    run_dir: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_from_inside_its_folder_a_checkpoint_is_found(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """``.`` and ``manifest.json`` mean the checkpoint whose folder one stands in."""
     monkeypatch.chdir(run_dir / "checkpoints" / "step-000000007")
     assert checkpoints.find(".").global_step == 7
@@ -645,9 +633,7 @@ def test_an_upload_is_the_same_checkpoint_elsewhere(
         assert checkpoint.manifest == made.manifest
 
 
-def test_a_second_upload_sends_no_file_again(
-    tmp_path: Path, counting: type[CountingMemory]
-) -> None:
+def test_a_second_upload_sends_no_file_again(tmp_path: Path, counting: type[CountingMemory]) -> None:
     """Files that have arrived are not sent twice."""
     made = _commit(tmp_path)
     store = checkpoints.remote_store("counting://remote", {}, "run-a")
@@ -700,9 +686,7 @@ def test_a_file_cut_off_on_its_way_is_sent_again(tmp_path: Path) -> None:
     assert _contents(checkpoints.find("counting://remote/run-a")) == FILES
 
 
-def test_a_step_committed_again_is_uploaded_again(
-    tmp_path: Path, counting: type[CountingMemory]
-) -> None:
+def test_a_step_committed_again_is_uploaded_again(tmp_path: Path, counting: type[CountingMemory]) -> None:
     """Other bytes of the same size replace what an earlier commit of that step had sent."""
     store = checkpoints.remote_store("counting://remote", {}, "run-a")
     for content in (b"first", b"other"):

@@ -79,9 +79,7 @@ def test_every_experiment_is_complete(name: str) -> None:
     config = load_config([f"experiment={name}"])
     env, algorithm = name.rsplit("_", 1)
     assert config.experiment.name == config.name == name
-    assert (
-        config.algorithm == load_config([f"experiment={name}", f"algorithm={algorithm}"]).algorithm
-    )
+    assert config.algorithm == load_config([f"experiment={name}", f"algorithm={algorithm}"]).algorithm
     assert config.env.id == load_config([f"env={env}"]).env.id == gym.spec(config.env.id).id
     cls = algorithms.algorithm_class(config.algorithm.name)
     assert set(config.algorithm.params) <= set(inspect.signature(cls.__init__).parameters)
@@ -159,11 +157,7 @@ def test_a_later_override_wins() -> None:
 
 def test_a_new_hyperparameter_needs_no_plus() -> None:
     """An argument that no file mentions is set as any other; Hydra's `+` is allowed, not needed."""
-    for key in (
-        "algorithm.params.vf_coef",
-        "+algorithm.params.vf_coef",
-        "++algorithm.params.vf_coef",
-    ):
+    for key in ("algorithm.params.vf_coef", "+algorithm.params.vf_coef", "++algorithm.params.vf_coef"):
         assert load_config([f"{key}=0.25"]).algorithm.params == {"vf_coef": 0.25}
 
 
@@ -200,9 +194,7 @@ def test_values_may_hold_anything(override: str, notes: str | None) -> None:
     assert load_config([override]).wandb.notes == notes
 
 
-@pytest.mark.parametrize(
-    "run_id", ["my-run_1", "5", "007", "2026.11.22", "2026.11", "1_000", "1e5", "true"]
-)
+@pytest.mark.parametrize("run_id", ["my-run_1", "5", "007", "2026.11.22", "2026.11", "1_000", "1e5", "true"])
 def test_a_run_id_stays_the_text_that_was_given(run_id: str) -> None:
     """A run_id that looks like a number keeps its digits, so it still names the same folder."""
     assert load_config([f"run_id={run_id}"]).run_id == run_id
@@ -224,11 +216,7 @@ def test_a_text_may_look_like_a_number(override: str, section: str, text: str) -
 def test_storage_takes_any_url() -> None:
     """URLs pass unquoted, and options arrive as the file system's own arguments."""
     config = load_config(
-        [
-            "storage=s3",
-            "storage.url=s3://bucket/a/b",
-            "storage.options.endpoint_url=http://localhost:9000",
-        ]
+        ["storage=s3", "storage.url=s3://bucket/a/b", "storage.options.endpoint_url=http://localhost:9000"]
     )
     assert config.storage.url == "s3://bucket/a/b"
     assert config.storage.options == {"endpoint_url": "http://localhost:9000"}
@@ -318,9 +306,7 @@ def test_settings_are_listed_with_their_meaning() -> None:
         (["experiment.total_timesteps=5", "experiment.published={mean: 1, source: me}"], True),
     ],
 )
-def test_a_published_score_stands_beside_what_it_was_reached_with(
-    overrides: list[str], kept: bool
-) -> None:
+def test_a_published_score_stands_beside_what_it_was_reached_with(overrides: list[str], kept: bool) -> None:
     """Another environment, budget or hyperparameter drops the score; a seed or a name does not."""
     published = load_config(["experiment=cartpole_ppo", *overrides]).experiment.published
     assert (published is not None) == kept
@@ -426,10 +412,7 @@ DQN = ("algorithm=dqn",)
 #: The overrides, and what the one line says: the setting, the value, the remedy.
 MISTAKES: list[tuple[tuple[str, ...], str]] = [
     # misspelt keys
-    (
-        ("experiment.sed=1",),
-        r"^'experiment\.sed' is not a setting\." + HINT.format("experiment.seed"),
-    ),
+    (("experiment.sed=1",), r"^'experiment\.sed' is not a setting\." + HINT.format("experiment.seed")),
     (("sed=3",), r"^'sed' is not a setting\." + HINT.format("experiment.seed")),
     (("n_envs=4",), r"^'n_envs' is not a setting\." + HINT.format("env.n_envs")),
     (("experimnt.seed=1",), r"^'experimnt' is not a setting\." + HINT.format("experiment")),
@@ -457,14 +440,8 @@ MISTAKES: list[tuple[tuple[str, ...], str]] = [
     (("wandb.mode=onlin",), r"^wandb\.mode=onlin: should be 'online', 'offline' or 'disabled'"),
     (("env.vec_env=thread",), r"^env\.vec_env=thread: should be 'dummy' or 'subproc'"),
     # wrong types
-    (
-        ("experiment.seed=three",),
-        r"^experiment\.seed=three: .*integer.* For instance experiment\.seed=",
-    ),
-    (
-        ("experiment.seed=1.5",),
-        r"^experiment\.seed=1\.5: .*integer.* For instance experiment\.seed=",
-    ),
+    (("experiment.seed=three",), r"^experiment\.seed=three: .*integer.* For instance experiment\.seed="),
+    (("experiment.seed=1.5",), r"^experiment\.seed=1\.5: .*integer.* For instance experiment\.seed="),
     (("experiment.seed=",), r"^experiment\.seed=: .*integer.* For instance experiment\.seed="),
     (("experiment.seed.x=1",), r"^experiment\.seed=\{x: 1\}: .*integer"),
     (("env.normalize=maybe",), r"^env\.normalize=maybe: .* For instance env\.normalize=true"),
@@ -491,20 +468,11 @@ MISTAKES: list[tuple[tuple[str, ...], str]] = [
     (("env.normalize.norm_obs=1",), r"^env\.normalize\.norm_obs=1: should be true or false"),
     # out of range
     (("wandb.init_timeout=inf",), r"^wandb\.init_timeout=inf: should be a finite number\. For"),
-    (
-        ("experiment.seed=-1",),
-        r"^experiment\.seed=-1: .*or equal to 0.* For instance experiment\.seed=",
-    ),
+    (("experiment.seed=-1",), r"^experiment\.seed=-1: .*or equal to 0.* For instance experiment\.seed="),
     (("experiment.seed=99999999999",), r"^experiment\.seed=99999999999: .*equal to 2147483647"),
-    (
-        ("evaluation.seed=-5",),
-        r"^evaluation\.seed=-5: .*or equal to 0.* For instance evaluation\.seed=",
-    ),
+    (("evaluation.seed=-5",), r"^evaluation\.seed=-5: .*or equal to 0.* For instance evaluation\.seed="),
     (("evaluation.seed=0",), r"^evaluation\.seed=0: .*training seeds.* choose an evaluation\.seed"),
-    (
-        ("experiment.total_timesteps=0",),
-        r"^experiment\.total_timesteps=0: .*or equal to 1.* For instance",
-    ),
+    (("experiment.total_timesteps=0",), r"^experiment\.total_timesteps=0: .*or equal to 1.* For instance"),
     (("env.n_envs=0",), r"^env\.n_envs=0: .*or equal to 1.* For instance env\.n_envs=1"),
     (("checkpoint.keep_last=0",), r"^checkpoint\.keep_last=0: .*or equal to 1"),
     (("wandb.init_timeout=0",), r"^wandb\.init_timeout=0: should be greater than 0"),
@@ -513,10 +481,7 @@ MISTAKES: list[tuple[tuple[str, ...], str]] = [
     (("run_id=../x",), r"^run_id=\.\./x: use 1 to 64 letters, digits"),
     (('run_id=""',), r"^run_id=: use 1 to 64 letters, digits"),
     # hyperparameters
-    (
-        ("algorithm.params.learning_rat=1",),
-        r"learning_rat=1: .*" + HINT.format("learning_rate") + TAKES,
-    ),
+    (("algorithm.params.learning_rat=1",), r"learning_rat=1: .*" + HINT.format("learning_rate") + TAKES),
     ((*SAC, "algorithm.params.n_epochs=3"), r"n_epochs=3: SAC has no argument 'n_epochs'" + TAKES),
     (
         ("experiment=cartpole_ppo", "algorithm=sac"),
@@ -526,48 +491,24 @@ MISTAKES: list[tuple[tuple[str, ...], str]] = [
         ("experiment=cartpole_ppo", "algorithm.name=dqn", "env=acrobot"),
         r"^algorithm=dqn: .*: algorithm=dqn env=acrobot\.$",
     ),
-    (
-        ("algorithm.params.learning_rate=fast",),
-        r"learning_rate=fast: should be a number, or lin_0\.001",
-    ),
+    (("algorithm.params.learning_rate=fast",), r"learning_rate=fast: should be a number, or lin_0\.001"),
     (("algorithm.params.gamma=1.5",), r"gamma=1\.5: should be between 0 and 1"),
     (("algorithm.params.n_epochs=2.5",), r"n_epochs=2\.5: should be a whole number"),
     (("algorithm.params.n_steps=0",), r"n_steps=0: should be greater than 0"),
-    (
-        ("algorithm.params.batch_size=100",),
-        r"batch_size=100: it does not divide.* Choose .* 64 or 128",
-    ),
-    (
-        ("experiment=cartpole_ppo", "env.n_envs=3"),
-        r"batch_size=256: .*32 × 3 = 96.* Choose .* 48 or 96",
-    ),
+    (("algorithm.params.batch_size=100",), r"batch_size=100: it does not divide.* Choose .* 64 or 128"),
+    (("experiment=cartpole_ppo", "env.n_envs=3"), r"batch_size=256: .*32 × 3 = 96.* Choose .* 48 or 96"),
     (("algorithm.params.seed=3",), r"params\.seed=3: .*set experiment\.seed"),
-    (
-        ("algorithm.params.policy_kwargs.net_arc=[64]",),
-        r"net_arc=\[64\]: .*" + HINT.format("net_arch"),
-    ),
+    (("algorithm.params.policy_kwargs.net_arc=[64]",), r"net_arc=\[64\]: .*" + HINT.format("net_arch")),
     ((*SAC, "algorithm.params.action_noise.type=norml"), r"type=norml: .*" + HINT.format("normal")),
-    (
-        (*SAC, "algorithm.params.action_noise=normal"),
-        r"action_noise=normal: .*\{type: normal, std: 0\.1\}",
-    ),
+    ((*SAC, "algorithm.params.action_noise=normal"), r"action_noise=normal: .*\{type: normal, std: 0\.1\}"),
     ((*SAC, "algorithm.params.ent_coef=automatic"), r"ent_coef=automatic: .*'auto' or 'auto_0\.1'"),
-    (
-        (*DQN, "algorithm.params.buffer_size=1e6"),
-        r"buffer_size=1000000\.0: should be a whole number",
-    ),
+    ((*DQN, "algorithm.params.buffer_size=1e6"), r"buffer_size=1000000\.0: should be a whole number"),
     # no configuration names code to run
     (("_target_=os.system",), r"^'_target_' is not a setting"),
     (("+algorithm._target_=os.system",), r"^'algorithm\._target_' is not a setting"),
     (("env._target_=os.system",), r"^'env\._target_' is not a setting"),
-    (
-        ("algorithm.params._target_=os.system",),
-        r"_target_=os\.system: PPO has no argument '_target_'",
-    ),
-    (
-        ("algorithm.params.rollout_buffer_class=os.system",),
-        r"buffer_class=os\.system: should be null",
-    ),
+    (("algorithm.params._target_=os.system",), r"_target_=os\.system: PPO has no argument '_target_'"),
+    (("algorithm.params.rollout_buffer_class=os.system",), r"buffer_class=os\.system: should be null"),
     # not an override at all
     (("wandb.tags=[a,b",), r"^'wandb\.tags=\[a,b' " + NOT_AN_OVERRIDE),
     (("storage.options.key={",), r"^'storage\.options\.key' " + NOT_AN_OVERRIDE),
@@ -604,14 +545,10 @@ MISTAKES: list[tuple[tuple[str, ...], str]] = [
     (("~experiment.nam",), r"^'~experiment\.nam': .*" + HINT.format("name")),
     (("wandb.notes=a,b",), ONE_VALUE + r".*\"wandb\.notes='a,b'\""),
 ]
-INTERNAL = (
-    r"pydantic|omegaconf|Error merging|full_key|object_type|config_loader|\+\+algorithm|mismatched"
-)
+INTERNAL = r"pydantic|omegaconf|Error merging|full_key|object_type|config_loader|\+\+algorithm|mismatched"
 
 
-@pytest.mark.parametrize(
-    ("overrides", "says"), MISTAKES, ids=[" ".join(row[0]) for row in MISTAKES]
-)
+@pytest.mark.parametrize(("overrides", "says"), MISTAKES, ids=[" ".join(row[0]) for row in MISTAKES])
 def test_a_mistake_is_one_line_with_a_remedy(overrides: tuple[str, ...], says: str) -> None:
     """A mistake raises ConfigError in one line that names the setting and value and helps."""
     with pytest.raises(ConfigError, match=says) as caught:
@@ -677,12 +614,7 @@ def test_overrides_may_come_from_any_iterable() -> None:
 
 def _python(program: str) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", program],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
     )
     assert done.stdout.strip() == "fine", done.stderr
 

@@ -205,9 +205,7 @@ def test_errors_travel_with_their_meaning(error: Exception, kind: type[Exception
     assert isinstance(found, OSError) or place in str(found.__cause__)
 
 
-def test_what_it_logs_is_logged_here(
-    home: Home, courier: Courier, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_what_it_logs_is_logged_here(home: Home, courier: Courier, caplog: pytest.LogCaptureFixture) -> None:
     """A warning of the process stands in the log of the run, under its own name."""
     courier.bring(_made(home, 1))
     folder = f"{PREFIX}/{home.folder.parent.parent.name}/mine/checkpoints/step-000000002"
@@ -244,9 +242,7 @@ def test_who_has_lost_the_run_is_told_at_once(home: Home) -> None:
 # ---------------------------------------------------------------- kills and signals
 
 
-def test_one_that_dies_in_the_middle_is_replaced(
-    home: Home, courier: Courier, faults: Faults
-) -> None:
+def test_one_that_dies_in_the_middle_is_replaced(home: Home, courier: Courier, faults: Faults) -> None:
     """Killed while it sends, it costs a connection failure; the next try gets everything there."""
     courier.start()
     before = set(_children())

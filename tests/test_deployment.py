@@ -105,10 +105,7 @@ _MISTAKES: dict[str, tuple[Change, str]] = {
     "a misspelt key": (_nightly(concurrency_limt=1), "'concurrency_limt' .* 'concurrency_limit'"),
     "a misspelt key of the file": (lambda raw: raw.update(pul=[]), "'pul' .* 'pull'"),
     "no name": (_without("nightly", "name"), "has no name"),
-    "one name twice": (
-        lambda raw: raw["deployments"].append(_named(raw, "nightly")),
-        "two of that name",
-    ),
+    "one name twice": (lambda raw: raw["deployments"].append(_named(raw, "nightly")), "two of that name"),
     "no work pool": (_without("nightly", "work_pool"), "no work_pool"),
     "a misspelt key of the pool": (_set("nightly", "work_pool", queue="x"), "'queue'"),
     "an unknown queue": (
@@ -117,14 +114,8 @@ _MISTAKES: dict[str, tuple[Change, str]] = {
     ),
     "an unknown pool": (_set("nightly", "work_pool", name="elsewhere"), "'elsewhere'"),
     "a misspelt limit": (_nightly(concurrency_limit={"limt": 1}), "'limt'"),
-    "an unknown strategy": (
-        _nightly(concurrency_limit={"limit": 1, "collision_strategy": "WAIT"}),
-        "'WAIT'",
-    ),
-    "a feature of the cloud": (
-        _nightly(sla=[{"name": "x", "duration": 1}]),
-        "'sla' is a feature",
-    ),
+    "an unknown strategy": (_nightly(concurrency_limit={"limit": 1, "collision_strategy": "WAIT"}), "'WAIT'"),
+    "a feature of the cloud": (_nightly(sla=[{"name": "x", "duration": 1}]), "'sla' is a feature"),
     "a missing file": (_nightly(entrypoint="flows/trian.py:train"), "trian"),
     "a missing function": (_nightly(entrypoint="flows/train.py:trian"), "trian"),
     "a bad cron": (_schedule(slug="a", cron="0 25 * * *"), "0 25"),
@@ -134,10 +125,7 @@ _MISTAKES: dict[str, tuple[Change, str]] = {
     "a misspelt key of a schedule": (_schedule(slug="a", crn="0 3 * * *"), "crn"),
     "a schedule without a slug": (_schedule(cron="0 3 * * *"), "slug"),
     "an interval without an anchor": (_schedule(slug="a", interval=60), "anchor_date"),
-    "a misspelt setting": (
-        _set("nightly", "parameters", overrides=["experiment.sed=1"]),
-        "experiment.seed",
-    ),
+    "a misspelt setting": (_set("nightly", "parameters", overrides=["experiment.sed=1"]), "experiment.seed"),
     "an unknown experiment": (
         _set("nightly", "parameters", overrides=["experiment=cartpole_pop"]),
         "cartpole_ppo",
@@ -147,18 +135,13 @@ _MISTAKES: dict[str, tuple[Change, str]] = {
         _schedule(slug="a", cron="0 3 * * *", parameters={"overrides": ["env=cartpol"]}),
         "cartpole",
     ),
-    "an unknown parameter": (
-        _set("nightly", "parameters", override=[]),
-        "'override' .* 'overrides'",
-    ),
+    "an unknown parameter": (_set("nightly", "parameters", override=[]), "'override' .* 'overrides'"),
     "a parameter of the wrong type": (
         _set("checkpoint", "parameters", checkpoint="runs/a", episodes="many"),
         "episodes",
     ),
     "a schedule without what the flow needs": (
-        lambda raw: _named(raw, "checkpoint").update(
-            schedules=[{"slug": "a", "cron": "0 3 * * *"}]
-        ),
+        lambda raw: _named(raw, "checkpoint").update(schedules=[{"slug": "a", "cron": "0 3 * * *"}]),
         "without checkpoint",
     ),
     "a misspelt key of a trigger": (_watchdog(expectt=["x"]), "'expectt' .* 'expect'"),
@@ -187,9 +170,7 @@ def test_a_mistake_is_named(raw: dict[str, Any], mistake: str) -> None:
     ("text", "said"),
     [(None, "No such file"), ("a: [", "no YAML"), ("- a", "mapping"), ("deployments: {}", "list")],
 )
-def test_what_is_no_deployments_file_is_one_line(
-    tmp_path: Path, text: str | None, said: str
-) -> None:
+def test_what_is_no_deployments_file_is_one_line(tmp_path: Path, text: str | None, said: str) -> None:
     """A file that is missing, no YAML or of another shape is a mistake with a remedy, not a traceback."""
     path = tmp_path / "deployment.yaml"
     if text is not None:

@@ -39,9 +39,7 @@ def look(tiny_config: TinyConfig) -> Callable[..., dict[str, Finding]]:
     return worst
 
 
-def test_all_is_well(
-    look: Callable[..., dict[str, Finding]], server: WandbServer, tmp_path: Path
-) -> None:
+def test_all_is_well(look: Callable[..., dict[str, Finding]], server: WandbServer, tmp_path: Path) -> None:
     """With a server that knows the key and a store that takes a probe, nothing is broken or left behind."""
     store = tmp_path / "store"
     found = look("wandb.mode=online", f"storage.url='{store}'")
@@ -63,9 +61,7 @@ def test_what_is_broken_is_said_with_a_remedy(
     monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
     monkeypatch.setenv("HTTPS_PROXY", "http://user:password@proxy.example:3128")
     monkeypatch.setenv("NO_PROXY", "localhost")
-    monkeypatch.setattr(
-        metadata, "version", lambda name: "4.13.2" if name.startswith("antlr4") else "1.3.9"
-    )
+    monkeypatch.setattr(metadata, "version", lambda name: "4.13.2" if name.startswith("antlr4") else "1.3.9")
     before = time.monotonic()
     found = look(
         "wandb.mode=online", "wandb.project=secret", "wandb.entity=tester",
@@ -106,9 +102,7 @@ def test_a_full_disk_and_unsynced_runs_are_seen(
     assert found["runs"].remedy == f"rl-research sync {tmp_path}"
 
 
-def test_the_command_answers_people_and_programs(
-    capfd: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
+def test_the_command_answers_people_and_programs(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     """A line per finding, or one JSON object."""
     assert main(["doctor", f"runs_dir={tmp_path}"]) == 0
     assert "ok       disk" in capfd.readouterr().out

@@ -119,9 +119,7 @@ def test_one_that_does_not_answer_in_time_is_given_up(api: EmbeddedAPI) -> None:
     assert time.monotonic() - began < 5
 
 
-@pytest.mark.parametrize(
-    "words", [("train",), ("study", "mine", "--seeds", "1")], ids=lambda words: words[0]
-)
+@pytest.mark.parametrize("words", [("train",), ("study", "mine", "--seeds", "1")], ids=lambda words: words[0])
 def test_without_an_api_the_experiment_is_done(tmp_path: Path, words: tuple[str, ...]) -> None:
     """A server that cannot start costs one line that says why; the result is what it always is."""
     run_id = "mine" if words[0] == "train" else None

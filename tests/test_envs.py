@@ -99,9 +99,7 @@ def test_rewards_are_scaled_with_the_algorithm_s_discount(
 ) -> None:
     """VecNormalize discounts as the algorithm does, unless it is told otherwise."""
     given = (
-        overrides
-        if any("normalize" in text for text in overrides)
-        else (*overrides, "env.normalize=true")
+        overrides if any("normalize" in text for text in overrides) else (*overrides, "env.normalize=true")
     )
     env = envs.training_env(tiny_config(*given))
     assert isinstance(env, VecNormalize)
@@ -118,23 +116,16 @@ def test_without_normalisation_there_is_no_normaliser(tiny_config: TinyConfig) -
 
 
 @pytest.mark.parametrize("make", ["evaluation", "film"])
-def test_an_evaluation_learns_nothing_and_shows_true_rewards(
-    tiny_config: TinyConfig, make: str
-) -> None:
+def test_an_evaluation_learns_nothing_and_shows_true_rewards(tiny_config: TinyConfig, make: str) -> None:
     """Outside training the statistics stay as they are, and rewards are the environment's own."""
     config = tiny_config(ECHO, "env.normalize={norm_reward: true, clip_obs: 5.0}")
-    env = (
-        envs.evaluation_env(config, 900, 1) if make == "evaluation" else envs.film_env(config, 900)
-    )
+    env = envs.evaluation_env(config, 900, 1) if make == "evaluation" else envs.film_env(config, 900)
     assert isinstance(env, VecNormalize)
     assert env.clip_obs == 5.0
     env.reset()
     rewards = [env.step(np.array([0]))[1][0] for _ in range(1 + 900 % 3)]
     assert sum(rewards) == 900.0
-    assert (
-        env.obs_rms.count
-        == VecNormalize(DummyVecEnv([lambda: gym.make("SeedEcho-v0")])).obs_rms.count
-    )
+    assert env.obs_rms.count == VecNormalize(DummyVecEnv([lambda: gym.make("SeedEcho-v0")])).obs_rms.count
     env.close()
 
 
@@ -178,11 +169,7 @@ def test_an_environment_that_cannot_be_made_is_one_line(
 def test_arguments_reach_the_environment(tiny_config: TinyConfig) -> None:
     """``env.kwargs`` are the constructor's, for training, evaluation and film alike."""
     config = tiny_config(ECHO, "+env.kwargs.shift=7")
-    for env in (
-        envs.training_env(config),
-        envs.evaluation_env(config, 900, 2),
-        envs.film_env(config, 900),
-    ):
+    for env in (envs.training_env(config), envs.evaluation_env(config, 900, 2), envs.film_env(config, 900)):
         assert set(env.get_attr("shift")) == {7}
         env.close()
 
@@ -191,11 +178,7 @@ def test_arguments_reach_the_environment(tiny_config: TinyConfig) -> None:
 def test_episodes_are_truncated_where_told(tiny_config: TinyConfig, limit: int) -> None:
     """``env.max_episode_steps`` ends episodes everywhere, and as a truncation."""
     config = tiny_config(f"env.max_episode_steps={limit}", env="pendulum", algorithm="sac")
-    for env in (
-        envs.training_env(config),
-        envs.evaluation_env(config, 900, 1),
-        envs.film_env(config, 900),
-    ):
+    for env in (envs.training_env(config), envs.evaluation_env(config, 900, 1), envs.film_env(config, 900)):
         env.reset()
         steps = [env.step(np.zeros((1, 1), dtype=np.float32)) for _ in range(limit)]
         assert [bool(done[0]) for _, _, done, _ in steps] == [False] * (limit - 1) + [True]
@@ -214,9 +197,7 @@ def test_thresholds_and_films_are_known(tiny_config: TinyConfig) -> None:
 # ---------------------------------------------------------------- captured
 
 
-@pytest.mark.parametrize(
-    ("kind", "normalize"), [("dummy", "false"), ("dummy", "true"), ("subproc", "true")]
-)
+@pytest.mark.parametrize(("kind", "normalize"), [("dummy", "false"), ("dummy", "true"), ("subproc", "true")])
 def test_a_captured_environment_goes_on_to_the_same_bits(
     tiny_config: TinyConfig, kind: str, normalize: str
 ) -> None:

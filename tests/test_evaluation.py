@@ -153,9 +153,7 @@ def test_a_checkpoint_scores_like_the_model_it_was(
     config = tiny_config(*CASES[case])
     model = _trained(config, 200)
     checkpoint = checkpoints.find(_commit(model, config, tmp_path).address)
-    expected = evaluation.evaluate_model(
-        model, config, episodes=4, first_seed=config.evaluation.seed
-    )
+    expected = evaluation.evaluate_model(model, config, episodes=4, first_seed=config.evaluation.seed)
     before = random.getstate()
     assert evaluation.evaluate_checkpoint(checkpoint) == expected
     assert len(evaluation.evaluate_checkpoint(checkpoint, episodes=2).returns) == 2
@@ -208,23 +206,17 @@ def _evil_zip(model_zip: bytes, marker: Path) -> bytes:
     return out.getvalue()
 
 
-def test_a_malicious_checkpoint_is_scored_and_runs_nothing(
-    tiny_config: TinyConfig, tmp_path: Path
-) -> None:
+def test_a_malicious_checkpoint_is_scored_and_runs_nothing(tiny_config: TinyConfig, tmp_path: Path) -> None:
     """Pickles in model.zip, vecnormalize.pkl and state.pkl that the manifest vouches for stay unopened."""
     config = tiny_config(*CASES["ppo"])
     model = _trained(config)
     marker = tmp_path / "marker"
     bomb = pickle.dumps(Bomb(marker))
     evil = _evil_zip(policy_zip.policy_files(model)[policy_zip.MODEL], marker)
-    checkpoint = _commit(
-        model, config, tmp_path, model__zip=evil, vecnormalize__pkl=bomb, state__pkl=bomb
-    )
+    checkpoint = _commit(model, config, tmp_path, model__zip=evil, vecnormalize__pkl=bomb, state__pkl=bomb)
     scores = evaluation.evaluate_checkpoint(checkpoints.find(tmp_path))
     assert not marker.exists()
-    assert scores == evaluation.evaluate_model(
-        model, config, episodes=4, first_seed=config.evaluation.seed
-    )
+    assert scores == evaluation.evaluate_model(model, config, episodes=4, first_seed=config.evaluation.seed)
     with suppress(Exception):  # whatever becomes of it, the code has run
         type(model).load(io.BytesIO(checkpoint.read("model.zip")))
     assert marker.exists(), "this zip was not dangerous, so the test shows nothing"
@@ -302,12 +294,7 @@ def test_pickled_statistics_are_damage_and_not_run(tiny_config: TinyConfig, tmp_
         ({"algorithm": {"name": "ppo", "params": {"nonsense": 1}}}, "nonsense"),
         ({"algorithm": {"name": "ppo", "params": {"_init_setup_model": False}}}, ""),
         (
-            {
-                "algorithm": {
-                    "name": "ppo",
-                    "params": {"policy_kwargs": {"optimizer_class": "load"}},
-                }
-            },
+            {"algorithm": {"name": "ppo", "params": {"policy_kwargs": {"optimizer_class": "load"}}}},
             "optimizer_class",
         ),
         (
@@ -358,9 +345,7 @@ def test_a_checkpoint_of_another_network_is_damage(tiny_config: TinyConfig, tmp_
 
 
 @pytest.mark.parametrize("name", ["model.zip", "vecnormalize.npz"])
-def test_a_damaged_checkpoint_is_not_scored(
-    tiny_config: TinyConfig, tmp_path: Path, name: str
-) -> None:
+def test_a_damaged_checkpoint_is_not_scored(tiny_config: TinyConfig, tmp_path: Path, name: str) -> None:
     """One flipped byte in what evaluation reads, and there is no score."""
     config = tiny_config(*CASES["ppo"])
     file = Path(_commit(_trained(config), config, tmp_path).address) / name

@@ -121,9 +121,7 @@ def test_a_connection_that_fails_is_worth_another_try(faults: Faults, sources: P
 
 
 @pytest.mark.parametrize("name", ["put big", "write", "get", "folders"])
-def test_a_server_that_falls_silent_is_worth_another_try(
-    faults: Faults, sources: Path, name: str
-) -> None:
+def test_a_server_that_falls_silent_is_worth_another_try(faults: Faults, sources: Path, name: str) -> None:
     """What hangs is given up after the timeout, also a put, and works when the server does."""
     _ready(faults)
     impatient = _store(faults, timeout=SHORT)
@@ -319,9 +317,7 @@ def test_a_missing_bucket_is_named(faults: Faults, sources: Path) -> None:
     store = _store(faults, "no-such-bucket")
     for operation in WRITES:
         error = _error_of(lambda: OPERATIONS[operation](store, sources))  # noqa: B023  # called here
-        _assert_refused(
-            error, "no-such-bucket/runs", "no such bucket", "Make it, or correct storage.url"
-        )
+        _assert_refused(error, "no-such-bucket/runs", "no such bucket", "Make it, or correct storage.url")
 
 
 def test_no_credentials_is_one_line(s3: Server, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -332,15 +328,11 @@ def test_no_credentials_is_one_line(s3: Server, monkeypatch: pytest.MonkeyPatch)
     _assert_refused(_error_of(lambda: store.write("a", b"x")), "no credentials", "AWS_PROFILE")
 
 
-def test_wrong_credentials_are_one_line(
-    s3: Server, sftp: Server, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_wrong_credentials_are_one_line(s3: Server, sftp: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """A key that the server does not know, and an SSH login that it refuses."""
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "wrong")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hunter2")
-    store = Store(
-        s3.url("failing/runs"), {**s3.options, "use_ssl": False, "cache_regions": False}, 2
-    )
+    store = Store(s3.url("failing/runs"), {**s3.options, "use_ssl": False, "cache_regions": False}, 2)
     error = _error_of(lambda: store.write("a", b"x"))
     _assert_refused(error, "not accepted", "AWS_PROFILE")
     assert "hunter2" not in str(error)
@@ -373,15 +365,11 @@ def test_azure_refuses_in_a_line_without_a_secret(az: Server) -> None:
 @pytest.mark.parametrize(
     "options", [{}, {"connection_string": f"AccountKey={SECRET}"}, {"account_key": SECRET}]
 )
-def test_azure_asks_for_its_account(
-    monkeypatch: pytest.MonkeyPatch, options: dict[str, str]
-) -> None:
+def test_azure_asks_for_its_account(monkeypatch: pytest.MonkeyPatch, options: dict[str, str]) -> None:
     """Where no account is named, the line says how to name one; a key in a damaged string is not shown."""
     for name in ("CONNECTION_STRING", "ACCOUNT_NAME", "ACCOUNT_KEY", "SAS_TOKEN"):
         monkeypatch.delenv(f"AZURE_STORAGE_{name}", raising=False)
-    with pytest.raises(
-        ConfigError, match=r"Name the account: storage\.options\.account_name"
-    ) as caught:
+    with pytest.raises(ConfigError, match=r"Name the account: storage\.options\.account_name") as caught:
         Store("abfs://container/runs", options, TIMEOUT)
     assert SECRET not in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -428,9 +416,7 @@ def _chained(faults: Faults, url: str, timeout: float = TIMEOUT) -> Store:
 
 
 @pytest.mark.parametrize("url", CHAINS)
-def test_a_chain_is_bounded_as_what_it_stands_on(
-    s3_faults: Faults, sources: Path, url: str
-) -> None:
+def test_a_chain_is_bounded_as_what_it_stands_on(s3_faults: Faults, sources: Path, url: str) -> None:
     """Every operation in a chain fails after one try, and is given up where the server is silent."""
     store = _chained(s3_faults, url)
     store.write("a/there", b"x" * 1000)
@@ -464,9 +450,7 @@ def test_a_chain_that_is_down_at_first_is_written_where_it_says(sftp: Server) ->
 
 
 @pytest.mark.parametrize("kind", ["hang", "stall"])
-def test_an_archive_that_falls_silent_is_given_up(
-    s3_faults: Faults, tmp_path: Path, kind: str
-) -> None:
+def test_an_archive_that_falls_silent_is_given_up(s3_faults: Faults, tmp_path: Path, kind: str) -> None:
     """Reading from a zip in a bucket, and opening it, ends after the timeout, and works afterwards."""
     content = random.Random(1).randbytes(BIG)
     with zipfile.ZipFile(s3_faults.server.bucket("failing") / "runs.zip", "w") as archive:

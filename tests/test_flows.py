@@ -196,9 +196,7 @@ def test_a_flow_run_is_named_after_its_words(tmp_path: Path) -> None:
     assert not any("hunter2" in name for name in names)
 
 
-def test_a_retried_flow_run_meets_its_own_checkpoint(
-    tmp_path: Path, flaky: type[FlakyFileSystem]
-) -> None:
+def test_a_retried_flow_run_meets_its_own_checkpoint(tmp_path: Path, flaky: type[FlakyFileSystem]) -> None:
     """Retried by Prefect, a flow run keeps its run_id and trains nothing again."""
     flaky.failures[:] = [PermissionError(13, "not yet")]
     retried = train.with_options(retries=1, retry_delay_seconds=0)
@@ -216,13 +214,7 @@ def test_a_retried_flow_run_meets_its_own_checkpoint(
     flaky._fail = watched  # type: ignore[method-assign]
     try:
         done = retried(
-            tiny(
-                tmp_path,
-                None,
-                "storage.url=flaky://retried",
-                "checkpoint.every=0",
-                "wandb=disabled",
-            )
+            tiny(tmp_path, None, "storage.url=flaky://retried", "checkpoint.every=0", "wandb=disabled")
         )
     finally:
         flaky._fail = put  # type: ignore[method-assign]

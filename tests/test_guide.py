@@ -85,10 +85,7 @@ def test_the_guide_runs_as_printed() -> None:
     assert "custom/metric" in config["metrics"]
     assert config["env"]["n_envs"] == 64
     folder = guide["logger"].dir
-    assert {p.parent.name for p in folder.glob("models/*/model.zip")} == {
-        "best_model-0",
-        "checkpoint-0",
-    }
+    assert {p.parent.name for p in folder.glob("models/*/model.zip")} == {"best_model-0", "checkpoint-0"}
     assert "| custom |" in (folder / "metrics.md").read_text()
 
 

@@ -134,9 +134,7 @@ def test_our_own_config_and_a_vec_env_are_taken() -> None:
 def test_secrets_do_not_leave_the_program() -> None:
     """Keys, tokens, passwords and credentials in URLs are masked; other words stay."""
     secret = {
-        "storage": {
-            "options": {"key": "AKIA", "client_secret": "s3cr3t", "clientKwargs": {"apiKey": "k"}}
-        },
+        "storage": {"options": {"key": "AKIA", "client_secret": "s3cr3t", "clientKwargs": {"apiKey": "k"}}},
         "url": "https://me:s3cr3t@host/x?sig=s3cr3t&part=1",
         "monkey": 1,
         "max_tokens": 5,
@@ -384,11 +382,7 @@ def test_the_environment_wins_over_the_section(monkeypatch: pytest.MonkeyPatch) 
     found = settings.wandb
     assert (found.mode, found.project, found.tags) == ("offline", "p", ("a", "b"))
     assert (found.entity, found.group, found.name, found.notes) == ("e", "g", "n", "x")
-    assert (found.job_type, settings.root, settings.run_id) == (
-        "eval",
-        Path("d").absolute(),
-        "from-env",
-    )
+    assert (found.job_type, settings.root, settings.run_id) == ("eval", Path("d").absolute(), "from-env")
     assert resolve({"run_id": "configured"}).run_id == "configured"
     assert resolve({"run_id": "configured"}, run_id="given").run_id == "given"
 
@@ -540,9 +534,7 @@ def test_callbacks_log_what_sb3_records() -> None:
 def test_importing_the_logger_is_cheap() -> None:
     """The import brings none of the heavy libraries."""
     heavy = ["torch", "wandb", "prefect", "stable_baselines3", "moviepy", "matplotlib", "hydra"]
-    code = (
-        f"import sys, rl_research.tracking.logger; print([m for m in {heavy} if m in sys.modules])"
-    )
+    code = f"import sys, rl_research.tracking.logger; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
 

@@ -65,11 +65,7 @@ def _stored(faults: Faults) -> list[int]:
     [
         ("vanishes", "there is no such bucket (NoSuchBucket)", "Make it, or correct storage.url"),
         ("fills", "the store is full (507 XMinioStorageFull)", "Free space or raise the quota"),
-        (
-            "quota",
-            "the store is full (XMinioAdminBucketQuotaExceeded)",
-            "Free space or raise the quota",
-        ),
+        ("quota", "the store is full (XMinioAdminBucketQuotaExceeded)", "Free space or raise the quota"),
     ],
 )
 def test_a_store_that_is_lost_in_the_middle_of_a_run_is_no_failure(
@@ -79,9 +75,7 @@ def test_a_store_that_is_lost_in_the_middle_of_a_run_is_no_failure(
     bucket = faults.server.bucket("gone")
     command = _train(tmp_path, faults, 6144)
     env = environment(PREFECT_API_URL=str(PREFECT_API_URL.value()))
-    child = subprocess.Popen(
-        command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    child = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         deadline = time.monotonic() + 120
         while not list(bucket.rglob("step-*/manifest.json")) and time.monotonic() < deadline:
@@ -89,9 +83,7 @@ def test_a_store_that_is_lost_in_the_middle_of_a_run_is_no_failure(
         if trouble == "vanishes":
             bucket.rename(bucket.with_name("hidden"))
         else:
-            status, code = (
-                (507, "XMinioStorageFull") if trouble == "fills" else (400, reason[19:-1])
-            )
+            status, code = (507, "XMinioStorageFull") if trouble == "fills" else (400, reason[19:-1])
             faults.fail("status", status=status, code=code, methods=("PUT", "POST"))
         out, err = child.communicate(timeout=240)
     finally:
@@ -113,9 +105,7 @@ def test_a_store_that_is_lost_in_the_middle_of_a_run_is_no_failure(
         (bucket.with_name("hidden")).rename(bucket)
         time.sleep(0.3)  # the server looks at its folder every 0.1 s
     faults.clear()
-    again = subprocess.run(
-        command, env=env, capture_output=True, text=True, timeout=240, check=False
-    )
+    again = subprocess.run(command, env=env, capture_output=True, text=True, timeout=240, check=False)
     assert again.returncode == 0, again.stderr
     assert json.loads(again.stdout)["not_uploaded"] == []
     assert _stored(faults) == committed == steps_committed(folder)
@@ -140,9 +130,7 @@ def test_after_kills_and_a_pruning_nothing_is_left_and_the_next_upload_is_whole(
     server.bucket("kills")
     run_dir = tmp_path / "ein-lauf"
     for step in (10, 20, 30):
-        checkpoints.commit(
-            run_dir, step, {"model.zip": bytes(20 << 20), "counters.json": b"{}"}, {}
-        )
+        checkpoints.commit(run_dir, step, {"model.zip": bytes(20 << 20), "counters.json": b"{}"}, {})
     url = server.url(f"kills/{PREFIX}")
     with faults_before(server) as proxy:
         through = server.at(proxy.port)

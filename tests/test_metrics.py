@@ -19,8 +19,7 @@ from rl_research.tracking.thinning import Thinner
 
 
 @pytest.mark.parametrize(
-    "name",
-    ["reward", "eval/mean_reward", "a/b/c", "Q-value.1", "two words", "x" * 250, "a/_b", *KNOWN],
+    "name", ["reward", "eval/mean_reward", "a/b/c", "Q-value.1", "two words", "x" * 250, "a/_b", *KNOWN]
 )
 def test_good_names_are_taken_as_they_are(name: str) -> None:
     """A name within the documented rule stays what it is."""
@@ -139,11 +138,7 @@ def test_other_values_are_refused_with_a_remedy(value: object, remedy: str) -> N
 
 @pytest.mark.parametrize(
     ("first", "second"),
-    [
-        ({"a": 1}, {"a": {"b": 2}}),
-        ({"a": {"b": 2}}, {"a": 1}),
-        ({"a/b": 1}, {"a": {"b": {"c": 1}}}),
-    ],
+    [({"a": 1}, {"a": {"b": 2}}), ({"a": {"b": 2}}, {"a": 1}), ({"a/b": 1}, {"a": {"b": {"c": 1}}})],
 )
 def test_a_name_is_not_a_metric_and_a_mapping(first: dict, second: dict) -> None:
     """What was a number is no nested mapping later, nor the other way round."""
@@ -179,12 +174,8 @@ def test_steps_of_a_metric_do_not_go_backwards() -> None:
         names.claim(["a"], "metric", 9)
 
 
-@pytest.mark.parametrize(
-    "name", ["rollout/ep_rew_men", "eval/mean_rewrd", "train/explained_varience"]
-)
-def test_a_misspelt_known_metric_is_mentioned_once(
-    name: str, caplog: pytest.LogCaptureFixture
-) -> None:
+@pytest.mark.parametrize("name", ["rollout/ep_rew_men", "eval/mean_rewrd", "train/explained_varience"])
+def test_a_misspelt_known_metric_is_mentioned_once(name: str, caplog: pytest.LogCaptureFixture) -> None:
     """A near miss of a known name is logged, with one hint."""
     names = Names()
     with caplog.at_level(logging.WARNING):
@@ -193,9 +184,7 @@ def test_a_misspelt_known_metric_is_mentioned_once(
     assert caplog.text.count("Did you mean") == 1
 
 
-@pytest.mark.parametrize(
-    "name", ["eval/reward", "training/loss", "rollout/ep_rew_max", "custom", *KNOWN]
-)
+@pytest.mark.parametrize("name", ["eval/reward", "training/loss", "rollout/ep_rew_max", "custom", *KNOWN])
 def test_names_of_ones_own_are_not_corrected(name: str) -> None:
     """Only near misses are taken for mistakes."""
     assert misspelt(name) is None

@@ -73,15 +73,14 @@ def _saved(value: Any) -> bytes:
 # ---------------------------------------------------------------- the hash
 
 
-def test_the_hash_is_the_same_in_another_process(
-    make: Callable[..., BaseAlgorithm], tmp_path: Path
-) -> None:
+def test_the_hash_is_the_same_in_another_process(make: Callable[..., BaseAlgorithm], tmp_path: Path) -> None:
     """Saved models loaded by SB3 in another process have the same hashes."""
     made = {case: make(*overrides) for case, overrides in CASES.items()}
     for case, model in made.items():
         (tmp_path / f"{case}.zip").write_bytes(_zip(model))
     code = (
-        "import json, sys, stable_baselines3 as sb3; from rl_research.training.models import parameters_sha256;"
+        "import json, sys, stable_baselines3 as sb3;"
+        "from rl_research.training.models import parameters_sha256;"
         "print(json.dumps({case: parameters_sha256(getattr(sb3, case.upper()).load(f'{sys.argv[1]}/{case}'))"
         " for case in sys.argv[2:]}))"
     )
@@ -99,26 +98,19 @@ def test_the_hash_is_the_same_in_another_process(
 def test_a_seed_decides_the_hash(make: Callable[..., BaseAlgorithm], case: str) -> None:
     """The same seed builds the same parameters, another seed others."""
     one, same, other = (
-        models.parameters_sha256(make(*CASES[case], f"experiment.seed={seed}"))
-        for seed in (1, 1, 2)
+        models.parameters_sha256(make(*CASES[case], f"experiment.seed={seed}")) for seed in (1, 1, 2)
     )
     assert one == same
     assert one != other
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_single_bit_of_any_tensor_changes_the_hash(
-    make: Callable[..., BaseAlgorithm], case: str
-) -> None:
+def test_a_single_bit_of_any_tensor_changes_the_hash(make: Callable[..., BaseAlgorithm], case: str) -> None:
     """Every learned tensor counts, to its last bit: target networks and the entropy coefficient too."""
     model = make(*CASES[case])
     before = models.parameters_sha256(model)
     tensors = models.state(model)
-    expected = {
-        "sac": ("log_ent_coef", "critic_target"),
-        "td3": ("actor_target",),
-        "dqn": ("q_net_target",),
-    }
+    expected = {"sac": ("log_ent_coef", "critic_target"), "td3": ("actor_target",), "dqn": ("q_net_target",)}
     for part in expected.get(case, ()):
         assert any(part in name for name in tensors)
     for name, tensor in tensors.items():
@@ -234,9 +226,7 @@ def test_a_pickle_among_the_tensors_is_refused_and_not_run(
     assert models.parameters_sha256(model) == before
 
 
-def test_the_pickled_part_is_never_looked_at(
-    make: Callable[..., BaseAlgorithm], tmp_path: Path
-) -> None:
+def test_the_pickled_part_is_never_looked_at(make: Callable[..., BaseAlgorithm], tmp_path: Path) -> None:
     """A malicious pickle in ``data`` is not run while the tensors are taken; SB3's `load` runs it."""
     import base64
 
@@ -258,9 +248,7 @@ def test_the_pickled_part_is_never_looked_at(
     assert marker.exists(), "this zip was not dangerous, so the test shows nothing"
 
 
-@pytest.mark.parametrize(
-    "garbage", [b"", b"x", b"PK\x03\x04", b"PK\x05\x06" + bytes(18), bytes(100_000)]
-)
+@pytest.mark.parametrize("garbage", [b"", b"x", b"PK\x03\x04", b"PK\x05\x06" + bytes(18), bytes(100_000)])
 def test_garbage_is_refused(make: Callable[..., BaseAlgorithm], garbage: bytes) -> None:
     """Bytes that are no zip, or a zip without parameters, are damage in one line."""
     with pytest.raises(CheckpointDamaged, match=r"model\.zip") as caught:
@@ -279,16 +267,7 @@ def test_a_cut_off_zip_is_refused(make: Callable[..., BaseAlgorithm], cut: float
 
 @pytest.mark.parametrize(
     "policy",
-    [
-        None,
-        b"",
-        b"garbage",
-        _saved([1, 2]),
-        _saved({}),
-        _saved(7),
-        _saved({"a": "b"}),
-        _saved({1: 2}),
-    ],
+    [None, b"", b"garbage", _saved([1, 2]), _saved({}), _saved(7), _saved({"a": "b"}), _saved({1: 2})],
     ids=["missing", "empty", "garbage", "list", "no names", "number", "text", "numbers"],
 )
 def test_parameters_that_are_none_are_refused(
@@ -321,9 +300,7 @@ def test_another_model_s_parameters_are_refused(
 
 
 @pytest.mark.parametrize("value", [torch.zeros(2), torch.zeros(3, 3), "text", None])
-def test_a_variable_of_another_shape_is_refused(
-    make: Callable[..., BaseAlgorithm], value: Any
-) -> None:
+def test_a_variable_of_another_shape_is_refused(make: Callable[..., BaseAlgorithm], value: Any) -> None:
     """SAC's entropy coefficient is one number and is not replaced by anything else."""
     model = make(*CASES["sac"])
     evil = _with(_zip(model), pytorch_variables__pth=_saved({"log_ent_coef": value}))
@@ -338,9 +315,7 @@ def test_a_missing_variable_is_refused(make: Callable[..., BaseAlgorithm]) -> No
         models.load_parameters(model, _with(_zip(model), pytorch_variables__pth=_saved({})))
 
 
-def test_a_variable_that_is_not_the_model_s_is_left_alone(
-    make: Callable[..., BaseAlgorithm],
-) -> None:
+def test_a_variable_that_is_not_the_model_s_is_left_alone(make: Callable[..., BaseAlgorithm]) -> None:
     """A name from a stranger's zip cannot reach other attributes of the model."""
     model = make(*CASES["ppo"])
     evil = _with(_zip(model), pytorch_variables__pth=_saved({"policy.log_std": torch.ones(1)}))

@@ -11,16 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import (
-    Nursery,
-    children,
-    progress,
-    record_of,
-    steps_committed,
-    tiny,
-    wandb_records,
-    wandb_rows,
-)
+from helpers import Nursery, children, progress, record_of, steps_committed, tiny, wandb_records, wandb_rows
 from tcp_proxy import TcpProxy
 from wandb_server import WandbServer
 
@@ -40,9 +31,7 @@ def server() -> Iterator[WandbServer]:
 
 
 @pytest.fixture
-def here(
-    server: WandbServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> Iterator[TcpProxy]:
+def here(server: WandbServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[TcpProxy]:
     """W&B in this process speaks to the server, through a proxy; files go below `tmp_path`."""
     import wandb
 
@@ -131,9 +120,7 @@ def test_without_fallback_it_is_an_error(here: TcpProxy, server: WandbServer) ->
             _logger("r", fallback=False)
 
 
-def test_without_fallback_the_run_ends_with_2(
-    nursery: Nursery, tmp_path: Path, here: TcpProxy
-) -> None:
+def test_without_fallback_the_run_ends_with_2(nursery: Nursery, tmp_path: Path, here: TcpProxy) -> None:
     """A run that must be online and cannot be is a mistake of the user's, told in one line."""
     here.down()
     assert nursery.run(_words(tmp_path, "strict", "wandb.fallback=false")) == 2

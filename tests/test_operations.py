@@ -48,9 +48,7 @@ _WORDS = [
 @pytest.fixture
 def sleeper(tmp_path: Path) -> Iterator[Service]:
     """A service that sleeps."""
-    service = Service(
-        "sleeper", ["timeit", "-n", "1", "-r", "1", "__import__('time').sleep(60)"], tmp_path
-    )
+    service = Service("sleeper", ["timeit", "-n", "1", "-r", "1", "__import__('time').sleep(60)"], tmp_path)
     yield service
     service.stop(signal.SIGKILL)
 
@@ -237,9 +235,7 @@ def _words(runs_dir: Path, *more: str) -> list[str]:
 
 
 @pytest.mark.slow
-def test_a_killed_flow_run_goes_on(
-    up: LocalServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_killed_flow_run_goes_on(up: LocalServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Killed alone, then with its worker, a flow run is found, scheduled, and ends to the same bits."""
     flow_run_id = start("train/nightly", _words(tmp_path / "runs", "wandb=offline"))
     folder = until(lambda: training(tmp_path / "runs"), 150)
@@ -322,11 +318,7 @@ def test_training_outlives_the_server(
 
 @pytest.mark.slow
 def test_down_lets_flow_runs_commit(
-    up: LocalServer,
-    project: Path,
-    env: dict[str, str],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    up: LocalServer, project: Path, env: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The watchdog leaves alone who lives; `down` stops it at a checkpoint; the next `up` takes it up."""
     total = "experiment.total_timesteps=400000"

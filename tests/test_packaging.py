@@ -53,16 +53,7 @@ class First(CartPoleEnv):
 
 gym.register("First-v0", entry_point=First, max_episode_steps=500)
 """
-_HEAVY = {
-    "torch",
-    "wandb",
-    "prefect",
-    "hydra",
-    "omegaconf",
-    "stable_baselines3",
-    "gymnasium",
-    "numpy",
-}
+_HEAVY = {"torch", "wandb", "prefect", "hydra", "omegaconf", "stable_baselines3", "gymnasium", "numpy"}
 
 
 @pytest.fixture(scope="module")
@@ -73,9 +64,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
         how = ["-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder), str(_ROOT)]
     else:
         how = ["-m", "pip", "wheel", "--quiet", "--no-deps", "-w", str(folder), str(_ROOT)]
-    done = subprocess.run(
-        [sys.executable, *how], capture_output=True, text=True, timeout=300, check=False
-    )
+    done = subprocess.run([sys.executable, *how], capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     (built,) = folder.glob("*.whl")
     return built

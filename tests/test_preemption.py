@@ -25,11 +25,7 @@ from helpers import environment, outcome, record_of, steps_committed
 from prefect import get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterName
 from prefect.client.schemas.objects import FlowRun, State
-from prefect.settings import (
-    PREFECT_API_URL,
-    PREFECT_LOGGING_TO_API_ENABLED,
-    temporary_settings,
-)
+from prefect.settings import PREFECT_API_URL, PREFECT_LOGGING_TO_API_ENABLED, temporary_settings
 from prefect.states import AwaitingRetry, Cancelling, Crashed, Pending, Running
 
 from rl_research.config.experiment import Config, load_config
@@ -330,9 +326,7 @@ def test_a_machine_that_cannot_reach_prefect_keeps_its_run(
     So is one whose store does not answer now; which of the two it is, is said.
     """
     monkeypatch.setattr(watchdog, "_SECOND_LOOK", 1.0)
-    words = _words(
-        tmp_path, "run_id=mine", f"storage.url='{tmp_path / 'store'}'", "storage.lease=1"
-    )
+    words = _words(tmp_path, "run_id=mine", f"storage.url='{tmp_path / 'store'}'", "storage.lease=1")
     with get_client(sync_client=True) as client:
         flow_id = client.create_flow_from_name("train")
         made = client.create_deployment(flow_id=flow_id, name="elsewhere", tags=["rl_research"])
@@ -363,12 +357,8 @@ def test_a_machine_that_cannot_reach_prefect_keeps_its_run(
 # ---------------------------------------------------------------- without a deployment
 
 
-@pytest.mark.parametrize(
-    ("stage", "name"), [("start", "SIGTERM"), ("train", "SIGINT"), ("score", "SIGTERM")]
-)
-def test_a_direct_run_stops_with_a_code(
-    env: dict[str, str], tmp_path: Path, stage: str, name: str
-) -> None:
+@pytest.mark.parametrize(("stage", "name"), [("start", "SIGTERM"), ("train", "SIGINT"), ("score", "SIGTERM")])
+def test_a_direct_run_stops_with_a_code(env: dict[str, str], tmp_path: Path, stage: str, name: str) -> None:
     """A direct run that is stopped ends in time and whole: with 75, or 143 while it starts."""
     more = ["wandb=disabled", "experiment.total_timesteps=400000"]
     if stage == "score":
@@ -401,7 +391,5 @@ def test_a_direct_run_stops_with_a_code(
 
 def _named(words: str) -> FlowRun | None:
     with get_client(sync_client=True) as client:
-        found = client.read_flow_runs(
-            flow_run_filter=FlowRunFilter(name=FlowRunFilterName(like_=words))
-        )
+        found = client.read_flow_runs(flow_run_filter=FlowRunFilter(name=FlowRunFilterName(like_=words)))
     return found[0] if found else None

@@ -71,17 +71,9 @@ def _places(pruned: Pruned) -> list[str]:
 
 @pytest.mark.parametrize(
     ("every", "kept"),
-    [
-        (0, [70]),
-        (1, [10, 20, 30, 40, 50, 60, 70]),
-        (25, [30, 50, 70]),
-        (30, [30, 60, 70]),
-        (99, [70]),
-    ],
+    [(0, [70]), (1, [10, 20, 30, 40, 50, 60, 70]), (25, [30, 50, 70]), (30, [30, 60, 70]), (99, [70])],
 )
-def test_one_checkpoint_per_so_many_steps_is_kept(
-    tmp_path: Path, every: int, kept: list[int]
-) -> None:
+def test_one_checkpoint_per_so_many_steps_is_kept(tmp_path: Path, every: int, kept: list[int]) -> None:
     """Of every `keep_every` steps the first at or after the multiple stays, in folder and store alike."""
     store = remote_store(f"memory://{tmp_path.name}", {}, "run")
     for step in range(10, 80, 10):
@@ -139,9 +131,7 @@ def test_a_store_is_pruned_as_its_run_says(tmp_path: Path) -> None:
     ]
     assert _files(remote_store(url, {}, "run-b")) == before
     assert pruned.runs == 2
-    assert pruned.bytes_left == sum(before.values()) + sum(
-        _files(remote_store(url, {}, "run-a")).values()
-    )
+    assert pruned.bytes_left == sum(before.values()) + sum(_files(remote_store(url, {}, "run-a")).values())
 
 
 # ---------------------------------------------------------------- orphans
@@ -201,9 +191,7 @@ def test_segments_that_an_upload_under_way_counts_on_are_spared(tmp_path: Path) 
     store = remote_store(str(tmp_path / "store"), {}, "run")
     (segment,) = made.segments
     checkpoints.upload(made, store)
-    (Path(store.path(made.name)) / "manifest.json").rename(
-        Path(store.path(made.name)) / "uploading.json"
-    )
+    (Path(store.path(made.name)) / "manifest.json").rename(Path(store.path(made.name)) / "uploading.json")
     old = time.time() - 3 * DAY
     for name in _files(store):
         os.utime(store.path(name), (old, old))
@@ -446,9 +434,7 @@ for k in range(1, 80):
 
 
 @pytest.mark.parametrize("kind", ["store", "folder"])
-def test_killed_before_any_file_operation_every_checkpoint_is_whole(
-    tmp_path: Path, kind: str
-) -> None:
+def test_killed_before_any_file_operation_every_checkpoint_is_whole(tmp_path: Path, kind: str) -> None:
     """Wherever a pruning is killed, what has a manifest is whole, and a second one completes it."""
     made = tmp_path / "made"
     for step in (10, 20, 30):

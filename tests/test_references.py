@@ -135,9 +135,7 @@ def test_a_run_folder_without_checkpoints_leads_to_its_store(runs: Path) -> None
     ],
 )
 @pytest.mark.usefixtures("runs")
-def test_what_is_not_there_is_one_line_with_a_suggestion(
-    call: Call, reference: str, said: str
-) -> None:
+def test_what_is_not_there_is_one_line_with_a_suggestion(call: Call, reference: str, said: str) -> None:
     """An unknown run, choice or step is a mistake that names what there is."""
     code, out, err = call("checkpoints", "get", reference)
     assert (code, out) == (2, "")
@@ -198,9 +196,7 @@ def test_only_damaged_folders_are_named(tmp_path: Path) -> None:
         checkpoints.find(run)
 
 
-def test_a_resumed_run_says_what_it_passes_over(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_resumed_run_says_what_it_passes_over(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """A run whose newest folder has lost its manifest says so in a line and goes on from the one before."""
     words = tiny(tmp_path, "mine", "wandb=disabled", "evaluation.enabled=false")
     with open_run(load_config([*words, "experiment.total_timesteps=64"]), words) as run:
@@ -221,12 +217,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a finished SAC run below a difficult name, and its copy in a store beside it."""
     base = tmp_path_factory.mktemp("my rüns")
     words = tiny(
-        base,
-        "sac",
-        "wandb=disabled",
-        "algorithm=sac",
-        "env=pendulum",
-        f"storage.url='{base}/störe'",
+        base, "sac", "wandb=disabled", "algorithm=sac", "env=pendulum", f"storage.url='{base}/störe'"
     )
     with open_run(load_config(words), words) as run:
         checkpoint = stages.train(run)
@@ -317,17 +308,13 @@ def test_without_a_target_a_checkpoint_goes_to_its_run_s_folder(
 ) -> None:
     """The default target is where ``train`` and ``evaluate`` look for that run."""
     store = f"storage.url='{trained.parent}/störe'"
-    code, out, _ = call(
-        "checkpoints", "get", "sac@best", store, "--runs-dir", str(tmp_path), "--json"
-    )
+    code, out, _ = call("checkpoints", "get", "sac@best", store, "--runs-dir", str(tmp_path), "--json")
     assert code == 0
     assert json.loads(out)["checkpoint"].startswith(f"{tmp_path}/sac/checkpoints/step-")
     assert checkpoints.find("sac", runs_dir=tmp_path).manifest["run_id"] == "sac"
 
 
-def test_get_waits_for_no_one_who_has_the_target_open(
-    trained: Path, tmp_path: Path, call: Call
-) -> None:
+def test_get_waits_for_no_one_who_has_the_target_open(trained: Path, tmp_path: Path, call: Call) -> None:
     """A target that is an open run is refused, because that run prunes there."""
     words = tiny(tmp_path, "open", "wandb=disabled")
     with open_run(load_config(words), words) as run:
@@ -336,9 +323,7 @@ def test_get_waits_for_no_one_who_has_the_target_open(
     assert "has this run open" in err
 
 
-def test_a_download_cut_off_goes_on_where_it_stopped(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_download_cut_off_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The second try asks for what is missing only; a spoilt beginning is fetched anew."""
     data = os.urandom(3 << 20)
     made = checkpoints.commit(tmp_path / "run", 5, {"model.zip": data}, {})

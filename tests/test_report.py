@@ -29,12 +29,7 @@ RECORD = {
     "checkpoint": "runs/cartpole_a/checkpoints/step-100096",
     "scores": {"mean": 500.0, "std": 0.0, "episodes": 100},
     "published": {"mean": 500.0, "std": 0.0, "source": "RL Baselines3 Zoo"},
-    "wandb": {
-        "id": "cartpole_a",
-        "mode": "offline",
-        "dir": "runs/a/wandb/offline-run-1",
-        "url": None,
-    },
+    "wandb": {"id": "cartpole_a", "mode": "offline", "dir": "runs/a/wandb/offline-run-1", "url": None},
     "flow_run_id": "0192f1b2",
     "flow_run_url": None,
     "seconds": 112.4,
@@ -192,9 +187,7 @@ def test_without_a_record_there_is_no_report(tmp_path, content):
 @pytest.mark.parametrize(
     "name", ["config.yaml", "overrides.txt", "progress.csv", "evaluations.npz", "scores.json"]
 )
-@pytest.mark.parametrize(
-    "content", [None, b"", b"\x00\xff{]:", b"global_step,rollout/ep_rew_mean\n5"]
-)
+@pytest.mark.parametrize("content", [None, b"", b"\x00\xff{]:", b"global_step,rollout/ep_rew_mean\n5"])
 def test_a_missing_or_damaged_file_costs_only_its_part(tmp_path, name, content):
     """Whatever one file has become, the rest of the page is written."""
     folder = run_folder(tmp_path)
@@ -212,9 +205,7 @@ def test_odd_values_in_the_record_do_no_harm(tmp_path, damage):
         (tmp_path / "run.json").write_text(json.dumps({**RECORD, key: damage}))
         page_of(tmp_path)
         summary_markdown(tmp_path)
-    odd = dict.fromkeys(
-        ("mean", "std", "episodes", "returns", "first_seed", "deterministic"), damage
-    )
+    odd = dict.fromkeys(("mean", "std", "episodes", "returns", "first_seed", "deterministic"), damage)
     (tmp_path / "scores.json").write_text(json.dumps(odd))
     page_of(tmp_path)
     folder = tmp_path / "checkpoints/step-1"
@@ -321,11 +312,7 @@ def test_everything_inserted_is_escaped(tmp_path):
     evil = "<script>alert(1)</script>\"'><img src=x onerror=1>"
     wandb = {"id": evil, "mode": "offline", "dir": evil, "url": "javascript:alert(1)"}
     texts = dict.fromkeys(("name", "run_id", "status", "algorithm", "env", "finished_at"), evil)
-    others = {
-        "versions": {evil: evil},
-        "git": {"commit": evil},
-        "flow_run_url": f"https://x/{evil}",
-    }
+    others = {"versions": {evil: evil}, "git": {"commit": evil}, "flow_run_url": f"https://x/{evil}"}
     published = {"mean": 1, "source": evil}
     folder = run_folder(tmp_path, **texts, **others, wandb=wandb, published=published)
     (folder / "config.yaml").write_text(yaml.safe_dump({evil: {evil: evil}}))
@@ -379,9 +366,7 @@ def test_a_peak_survives_the_thinning():
     """One outlier in a long series is still visible in the band around the line."""
     values = np.zeros(50_000)
     values[31_111] = 100.0
-    drawn = figures.svg(
-        figures.metric(figures.Series(np.arange(50_000.0), values)), 200, 140, "m", ""
-    )
+    drawn = figures.svg(figures.metric(figures.Series(np.arange(50_000.0), values)), 200, 140, "m", "")
     assert drawn.count("\n") < 5_000
     assert ">100<" in drawn
 
@@ -419,9 +404,7 @@ def contrast(one: str, other: str) -> float:
 
     def luminance(colour: str) -> float:
         parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
-        red, green, blue = (
-            p / 12.92 if p <= 0.03928 else ((p + 0.055) / 1.055) ** 2.4 for p in parts
-        )
+        red, green, blue = (p / 12.92 if p <= 0.03928 else ((p + 0.055) / 1.055) ** 2.4 for p in parts)
         return 0.2126 * red + 0.7152 * green + 0.0722 * blue
 
     low, high = sorted((luminance(one), luminance(other)))

@@ -94,9 +94,7 @@ def _run(overrides: Sequence[str], stop_at: int | None = None) -> Path:
 
     def ask(step: int, _total: int) -> None:
         nonlocal reports
-        reports += (
-            1  # one when training starts, one at each rollout start: each segment gets somewhere
-        )
+        reports += 1  # one when training starts, one at each rollout start: each segment gets somewhere
         if stop_at is not None and step >= stop_at and reports > 1 and not run.stop:
             run.stop.receive(signal.SIGTERM, None)
 
@@ -132,9 +130,7 @@ def test_a_stopped_run_ends_with_the_same_bits(tmp_path: Path, case: str) -> Non
     stopped = _stopped(overrides, 33)
     first = record_of(stopped)["global_step"]
     assert 33 <= first < 150
-    manifest = json.loads(
-        (stopped / "checkpoints" / f"step-{first:09d}" / "manifest.json").read_text()
-    )
+    manifest = json.loads((stopped / "checkpoints" / f"step-{first:09d}" / "manifest.json").read_text())
     assert manifest["resume_mode"] == "exact"
     _stopped(overrides, first)
     assert first < record_of(stopped)["global_step"] < 190
@@ -172,9 +168,7 @@ def test_a_stop_near_the_end_costs_nothing(tmp_path: Path, at: int) -> None:
 
 def test_evaluation_and_checkpoints_change_no_bit(tmp_path: Path) -> None:
     """Training ends with the same parameters with evaluation, films and periodic checkpoints, and without."""
-    often = _run(
-        tiny(tmp_path, "often", "video.enabled=true", "video.every=32", "video.max_steps=5")
-    )
+    often = _run(tiny(tmp_path, "often", "video.enabled=true", "video.every=32", "video.max_steps=5"))
     never = _run(tiny(tmp_path, "never", "evaluation.enabled=false", "checkpoint.every=0"))
     key = "parameters_sha256"
     assert record_of(often)[key] == record_of(never)[key]
@@ -287,9 +281,7 @@ gym.register("Stubborn-v0", entry_point=Stubborn, max_episode_steps=40)
     [(), ("env.n_envs=2",), _NORMALIZED, ("algorithm=dqn",), ("algorithm=dqn", "env.n_envs=2")],
     ids=["ppo", "ppo 2", "ppo normalized", "dqn", "dqn 2"],
 )
-def test_an_uncapturable_environment_resumes_at_the_boundary(
-    tmp_path: Path, words: tuple[str, ...]
-) -> None:
+def test_an_uncapturable_environment_resumes_at_the_boundary(tmp_path: Path, words: tuple[str, ...]) -> None:
     """Where an environment cannot be pickled the manifest says so; the next segment has its own seeds."""
     overrides = tiny(
         tmp_path, "boundary", *words, "env.id=Stubborn-v0", "evaluation.enabled=false",
@@ -459,9 +451,7 @@ def _assert_same(killed: Path, whole: Path) -> None:
     assert outcome(killed) == outcome(whole)
     rows, expected = wandb_rows(killed), wandb_rows(whole)
     steps = [step for step, _ in rows]
-    assert len(steps) == len(set(steps)), (
-        f"twice: {sorted({s for s in steps if steps.count(s) > 1})}"
-    )
+    assert len(steps) == len(set(steps)), f"twice: {sorted({s for s in steps if steps.count(s) > 1})}"
     assert sorted(steps) == sorted(step for step, _ in expected)
     for (step, cells), (_, others) in zip(
         sorted(rows, key=lambda row: row[0]), sorted(expected, key=lambda row: row[0]), strict=True

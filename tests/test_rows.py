@@ -157,12 +157,9 @@ def test_a_reopened_file_goes_on(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("step", "kept"),
-    [(0, []), (10, []), (11, ["10"]), (25, ["10", "20"]), (99, ["10", "20", "30"])],
+    ("step", "kept"), [(0, []), (10, []), (11, ["10"]), (25, ["10", "20"]), (99, ["10", "20", "30"])]
 )
-def test_rewinding_forgets_what_is_written_again(
-    tmp_path: Path, step: int, kept: list[str]
-) -> None:
+def test_rewinding_forgets_what_is_written_again(tmp_path: Path, step: int, kept: list[str]) -> None:
     """Rows from a step on are taken away, on disk too, and those before it stay as they were."""
     path = tmp_path / "progress.csv"
     file = ProgressFile(path)

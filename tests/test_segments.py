@@ -87,14 +87,7 @@ def test_a_damaged_byte_ends_the_log_there(tmp_path: Path, log: bytes) -> None:
 
 @pytest.mark.parametrize(
     "content",
-    [
-        b"",
-        b":",
-        b":W&B",
-        b"not a log at all",
-        bytes(70_000),
-        b":W&B\xe1\xbe\x00" + b"\xff" * 70_000,
-    ],
+    [b"", b":", b":W&B", b"not a log at all", bytes(70_000), b":W&B\xe1\xbe\x00" + b"\xff" * 70_000],
     ids=["empty", "one byte", "magic only", "wrong magic", "zeros", "garbage after the header"],
 )
 def test_what_is_no_log_holds_no_steps(tmp_path: Path, content: bytes) -> None:
@@ -106,9 +99,7 @@ def test_random_bytes_never_raise(tmp_path: Path) -> None:
     """Garbage behind the right magic is read as nothing."""
     chance = random.Random(3)
     for _ in range(50):
-        assert (
-            _steps(tmp_path, b":W&B\xe1\xbe\x00" + chance.randbytes(chance.randrange(40_000))) == []
-        )
+        assert _steps(tmp_path, b":W&B\xe1\xbe\x00" + chance.randbytes(chance.randrange(40_000))) == []
 
 
 def test_a_folder_without_logs_holds_no_steps(tmp_path: Path) -> None:
@@ -127,8 +118,7 @@ def test_records_are_whole(run_dir: Path) -> None:
 
     (path,) = run_dir.glob("wandb/offline-run-*/run-whole.wandb")
     kinds = {
-        wandb_internal_pb2.Record.FromString(payload).WhichOneof("record_type")
-        for payload in records(path)
+        wandb_internal_pb2.Record.FromString(payload).WhichOneof("record_type") for payload in records(path)
     }
     assert {"run", "history", "exit"} <= kinds
 
@@ -166,9 +156,7 @@ def test_the_segment_being_written_can_be_left_out(run_dir: Path) -> None:
 
 def test_a_film_is_no_row_of_numbers(tmp_path: Path) -> None:
     """The size of a film's file does not make its step count as logged; its name and step do."""
-    with ExperimentLogger(
-        {"wandb": {"mode": "offline"}}, run_id="film", run_dir=tmp_path
-    ) as logger:
+    with ExperimentLogger({"wandb": {"mode": "offline"}}, run_id="film", run_dir=tmp_path) as logger:
         logger.log_metrics({"train/loss": 1.0}, step=10)
         logger.log_video("eval/video", np.zeros((2, 16, 16, 3), np.uint8), step=20)
         logger.log_image("eval/image", np.zeros((16, 16, 3), np.uint8), step=30)

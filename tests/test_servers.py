@@ -108,9 +108,7 @@ def test_bodies_are_cut_and_spoilt(faults: Faults) -> None:
         requests.get(signed, timeout=0.3)
     faults.fail("reset_request", after=10_000, times=1)
     with pytest.raises(requests.ConnectionError):
-        requests.put(
-            fs.sign(f"{root}/x", client_method="put_object"), data=bytes(10 << 20), timeout=3
-        )
+        requests.put(fs.sign(f"{root}/x", client_method="put_object"), data=bytes(10 << 20), timeout=3)
     assert "x" not in faults.server.files("faulty")
 
 

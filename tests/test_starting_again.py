@@ -151,15 +151,10 @@ def test_workers_with_an_uncapturable_environment_train_on(tmp_path: Path) -> No
         "evaluation.enabled=false", "wandb=disabled",
     )  # fmt: skip
     done = subprocess.run(
-        [sys.executable, tmp_path / "program.py", *words],
-        env=environment(),
-        timeout=300,
-        check=False,
+        [sys.executable, tmp_path / "program.py", *words], env=environment(), timeout=300, check=False
     )
     assert done.returncode == 0
-    manifest = json.loads(
-        max((tmp_path / "mine/checkpoints").glob("step-*/manifest.json")).read_text()
-    )
+    manifest = json.loads(max((tmp_path / "mine/checkpoints").glob("step-*/manifest.json")).read_text())
     assert manifest["resume_mode"] == "boundary"
 
 

@@ -16,20 +16,8 @@ from rl_research.statistics.intervals import (
 )
 
 # Seeds × tasks; the expected values were computed with rliable 1.2.0 at 50,000 resamples.
-X = [
-    [0.91, 0.40, 0.77],
-    [0.95, 0.55, 0.70],
-    [0.20, 0.61, 0.81],
-    [0.99, 0.47, 0.66],
-    [0.93, 0.52, 0.90],
-]
-Y = [
-    [0.80, 0.30, 0.60],
-    [0.85, 0.45, 0.75],
-    [0.10, 0.41, 0.71],
-    [0.89, 0.57, 0.56],
-    [0.83, 0.42, 0.70],
-]
+X = [[0.91, 0.40, 0.77], [0.95, 0.55, 0.70], [0.20, 0.61, 0.81], [0.99, 0.47, 0.66], [0.93, 0.52, 0.90]]
+Y = [[0.80, 0.30, 0.60], [0.85, 0.45, 0.75], [0.10, 0.41, 0.71], [0.89, 0.57, 0.56], [0.83, 0.42, 0.70]]
 
 
 @pytest.mark.parametrize(("scores", "expected"), [(X, 0.714444), (Y, 0.617778)])
@@ -39,8 +27,7 @@ def test_iqm_is_that_of_rliable(scores, expected):
 
 
 @pytest.mark.parametrize(
-    ("values", "expected"),
-    [([7.0], 7.0), ([1, 3], 2.0), ([0, 1, 2, 100], 1.5), ([5] * 9, 5.0)],
+    ("values", "expected"), [([7.0], 7.0), ([1, 3], 2.0), ([0, 1, 2, 100], 1.5), ([5] * 9, 5.0)]
 )
 def test_iqm_of_few_values(values, expected):
     """With fewer than four values nothing is cut; from four on the outer quarters go."""
@@ -49,11 +36,7 @@ def test_iqm_of_few_values(values, expected):
 
 @pytest.mark.parametrize(
     ("scores", "statistic", "expected"),
-    [
-        (X, "iqm", (0.6022, 0.7911)),
-        (X, "mean", (0.5867, 0.7660)),
-        (Y, "iqm", (0.5122, 0.6922)),
-    ],
+    [(X, "iqm", (0.6022, 0.7911)), (X, "mean", (0.5867, 0.7660)), (Y, "iqm", (0.5122, 0.6922))],
 )
 def test_interval_agrees_with_rliable(scores, statistic, expected):
     """The stratified percentile bootstrap meets rliable's intervals within resampling noise."""

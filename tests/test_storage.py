@@ -25,13 +25,7 @@ import requests
 import urllib3.exceptions
 from azure.core import exceptions as azure
 
-from rl_research.errors import (
-    CheckpointDamaged,
-    ConfigError,
-    Interrupted,
-    LoggingError,
-    StorageError,
-)
+from rl_research.errors import CheckpointDamaged, ConfigError, Interrupted, LoggingError, StorageError
 from rl_research.storage.refusals import refusal
 from rl_research.storage.store import Store, is_transient
 from rl_research.system.files import sha256, write_atomically
@@ -62,10 +56,7 @@ def mounted(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
     def mount(options: str) -> Path:
         nonlocal made
         command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(place)]
-        if (
-            os.geteuid() != 0
-            or subprocess.run(command, capture_output=True, check=False).returncode
-        ):
+        if os.geteuid() != 0 or subprocess.run(command, capture_output=True, check=False).returncode:
             pytest.skip("this user may not mount a file system")
         made = True
         return place
@@ -186,9 +177,7 @@ def test_an_address_opens_from_anywhere(store: Store) -> None:
         ("abfss://container/runs", "pip install 'rl-research[azure]'"),
     ],
 )
-def test_a_url_that_cannot_be_opened_says_why(
-    url: str, hint: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_url_that_cannot_be_opened_says_why(url: str, hint: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """An unknown scheme or a client that is not installed is one line with its remedy."""
     for client, scheme in (("s3fs", "s3"), ("gcsfs", "gs"), ("adlfs", "az"), ("adlfs", "abfss")):
         monkeypatch.delitem(sys.modules["fsspec.registry"]._registry, scheme, raising=False)
@@ -403,9 +392,7 @@ def test_the_object_stores_errors_are_known(error: BaseException, transient: boo
     assert is_transient(error) is transient
 
 
-@pytest.mark.parametrize(
-    ("code", "transient"), [(503, True), (429, True), (401, False), (404, False)]
-)
+@pytest.mark.parametrize(("code", "transient"), [(503, True), (429, True), (401, False), (404, False)])
 def test_a_code_of_gcs_decides(code: int, transient: bool) -> None:
     """Google's client carries the status in `code`, as a number or as text."""
     error = _lookalike("gcsfs.retry", "HttpError")()

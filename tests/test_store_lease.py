@@ -102,9 +102,7 @@ def test_a_living_holder_on_this_machine_is_named(tmp_path: Path, lease: Leases)
         assert _lease_of(tmp_path)["process"] == holder.pid
 
 
-def test_a_killed_holder_on_this_machine_gives_the_run_up_at_once(
-    tmp_path: Path, lease: Leases
-) -> None:
+def test_a_killed_holder_on_this_machine_gives_the_run_up_at_once(tmp_path: Path, lease: Leases) -> None:
     """After SIGKILL the next process does not wait, whatever ``storage.lease`` says."""
     with _holder(tmp_path) as holder:
         holder.send_signal(signal.SIGKILL)

@@ -41,9 +41,7 @@ def server(request: pytest.FixtureRequest) -> Server:
     return found
 
 
-def _committed(
-    run_dir: Path, step: int, size: int = 1000, content: bytes = b"a", **facts: Any
-) -> Checkpoint:
+def _committed(run_dir: Path, step: int, size: int = 1000, content: bytes = b"a", **facts: Any) -> Checkpoint:
     """A checkpoint of a few files and a shared segment in *run_dir*."""
     files = {"model.zip": content * size, "counters.json": b"{}", "empty": b""}
     segments = [("rows-000000000", b"segment" * 100)]
@@ -160,9 +158,7 @@ def test_a_chain_of_file_systems_works(s3: Server, tmp_path: Path, chain: str, p
     for reference in (found.address, f"{found.address}/", below(url, "mine@step-10")):
         assert checkpoints.find(reference, options).address == found.address
     assert checkpoints.is_in(made, store)
-    scored = checkpoints.find(
-        str(checkpoints.add_facts(made, {"final_scores": {"mean": 1}}).address)
-    )
+    scored = checkpoints.find(str(checkpoints.add_facts(made, {"final_scores": {"mean": 1}}).address))
     assert not checkpoints.is_in(scored, store)
     checkpoints.upload(scored, store)
     assert checkpoints.is_in(scored, store), "an old manifest came from a cache"
@@ -194,11 +190,7 @@ def test_a_checkpoint_goes_there_and_back(server: Server, tmp_path: Path) -> Non
     _assert_whole(_files_of_run(server, "back"), 10)
     found = checkpoints.find(server.url(f"runs/{PREFIX}/back"), server.options)
     found.verify()
-    assert (
-        found.address
-        == uploaded.address
-        == server.url(f"runs/{PREFIX}/back/checkpoints/step-000000010")
-    )
+    assert found.address == uploaded.address == server.url(f"runs/{PREFIX}/back/checkpoints/step-000000010")
     again = checkpoints.download(found, tmp_path / "there" / "back")
     again.verify()
     assert again.read("model.zip") == b"a" * BIG
@@ -321,27 +313,18 @@ print("done")
 """
 
 
-def test_killed_within_an_upload_no_checkpoint_is_half_there(
-    server: Server, tmp_path: Path
-) -> None:
+def test_killed_within_an_upload_no_checkpoint_is_half_there(server: Server, tmp_path: Path) -> None:
     """SIGKILL at any moment of an upload: what has a manifest is whole, and the next try ends it."""
     run_id = "killed"
     for step in (10, 20):
         _committed(tmp_path / run_id, step, BIG, str(step).encode())
     with faults_before(server) as faults:
         through = server.at(faults.port)
-        words = [
-            str(tmp_path / run_id),
-            through.url(f"runs/{PREFIX}"),
-            repr(through.options),
-            run_id,
-        ]
+        words = [str(tmp_path / run_id), through.url(f"runs/{PREFIX}"), repr(through.options), run_id]
         faults.fail("slow", rate=40e6)
         for target in (BIG // 4, BIG + BIG // 2, 3 * BIG):
             process = subprocess.Popen(
-                [sys.executable, "-c", UPLOADER, *words],
-                env=environment(),
-                stdout=subprocess.DEVNULL,
+                [sys.executable, "-c", UPLOADER, *words], env=environment(), stdout=subprocess.DEVNULL
             )
             deadline = time.monotonic() + 60
             faults.sent = 0
@@ -520,14 +503,7 @@ def test_azure_serves_a_whole_run_and_keeps_its_secret(az: Server, tmp_path: Pat
     )
     longer = "experiment.total_timesteps=128"
     commands: list[tuple[list[str], dict[str, str]]] = [
-        (
-            [
-                "train",
-                "storage=azure",
-                *tiny(tmp_path / "a", "mine", f"storage.url='{url}'", *given),
-            ],
-            {},
-        ),
+        (["train", "storage=azure", *tiny(tmp_path / "a", "mine", f"storage.url='{url}'", *given)], {}),
         (["train", *tiny(tmp_path / "b", "mine", f"storage.url='{url}'", longer)], kept),
         (["evaluate", f"{url}/mine", "--episodes", "2"], kept),
         (["verify", f"{url}/mine"], kept),

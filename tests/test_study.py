@@ -36,7 +36,9 @@ def _without_prefect(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def popen(command: list[str], **more: Any) -> Any:
         program = (
-            "import sys; from rl_research.training import stages; from rl_research.config.experiment import load_config\n"
+            "import sys\n"
+            "from rl_research.config.experiment import load_config\n"
+            "from rl_research.training import stages\n"
             "from rl_research.runs.run import open_run\n"
             "with open_run(load_config(sys.argv[1:]), sys.argv[1:]) as run:\n"
             "    checkpoint = stages.train(run); stages.score(run, checkpoint)\n"
@@ -77,9 +79,7 @@ def test_mistakes_come_before_training(change: dict[str, Any], said: str) -> Non
         studies.plan(**given)
 
 
-def test_members_use_an_api_only_while_it_answers(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_members_use_an_api_only_while_it_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is looked for before each; one that is silent is not handed on, also not by the environment."""
     _without_prefect(monkeypatch)
     start, used = studies.subprocess.Popen, []
@@ -153,9 +153,7 @@ def test_a_stop_reaches_the_members(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert not study.members[1].config.run_dir.exists()
 
 
-def test_a_member_in_other_hands_is_waited_for(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_member_in_other_hands_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a killed study has left running is not started a second time beside itself."""
     _without_prefect(monkeypatch)
     study = studies.plan("held", _words(tmp_path), [0])

@@ -37,9 +37,7 @@ def test_everything_arrives_once(library: Path, tmp_path: Path, server: WandbSer
     """Rows, media, tables, artifacts, segments and a failed online start's rows are all there, once."""
     folder = offline_runs.copy(library, tmp_path / "läuft hier")
     outcomes = sync(folder)
-    assert states(outcomes) == dict.fromkeys(
-        ("bare", "rich", "plain", "twice", "fell", "many"), "synced"
-    )
+    assert states(outcomes) == dict.fromkeys(("bare", "rich", "plain", "twice", "fell", "many"), "synced")
     assert server.run("bare").steps == list(range(40))
     assert server.run("many").steps == list(range(2500))
     assert server.run("plain").steps == list(range(15))
@@ -62,9 +60,7 @@ def test_everything_arrives_once(library: Path, tmp_path: Path, server: WandbSer
     assert all(is_verified(home) for home in (folder / "runs").iterdir())
 
 
-def test_a_ledger_that_is_lost_costs_no_row(
-    library: Path, tmp_path: Path, server: WandbServer
-) -> None:
+def test_a_ledger_that_is_lost_costs_no_row(library: Path, tmp_path: Path, server: WandbServer) -> None:
     """Without its ledger, and forced, a delivered run is asked for and not sent again."""
     folder = offline_runs.copy(library, tmp_path / "copy")
     sync(folder)
@@ -94,9 +90,7 @@ def test_a_run_that_goes_on_sends_only_what_is_new(tmp_path: Path, server: Wandb
 
 
 @pytest.mark.parametrize("kind", ["bare", "plain"])
-def test_a_killed_run_is_sealed_and_synced_as_crashed(
-    kind: str, tmp_path: Path, server: WandbServer
-) -> None:
+def test_a_killed_run_is_sealed_and_synced_as_crashed(kind: str, tmp_path: Path, server: WandbServer) -> None:
     """SIGKILL costs what was not on disk yet, no more; the log itself is left as it was."""
     offline_runs.make_killed(tmp_path, f"{kind}:dead:3000")
     log = log_of(tmp_path, "dead")
@@ -205,11 +199,7 @@ def test_lost_files_block_a_run_and_nothing_else(tmp_path: Path, server: WandbSe
 def test_bad_logs_do_not_stop_good_ones(library: Path, tmp_path: Path, server: WandbServer) -> None:
     """Empty, foreign and damaged logs are blocked with their reason; what is sound of them arrives."""
     folder = offline_runs.copy(library / "runs", tmp_path / "runs")
-    for run_id, content in {
-        "empty": b"",
-        "foreign": b"not a log" * 99,
-        "head": b":W&B\xe1\xbe\x00",
-    }.items():
+    for run_id, content in {"empty": b"", "foreign": b"not a log" * 99, "head": b":W&B\xe1\xbe\x00"}.items():
         segment = folder / run_id / "wandb" / f"offline-run-20260101_000000-{run_id}"
         segment.mkdir(parents=True)
         (segment / f"run-{run_id}.wandb").write_bytes(content)
@@ -230,9 +220,7 @@ def test_bad_logs_do_not_stop_good_ones(library: Path, tmp_path: Path, server: W
 
 
 @pytest.mark.slow  # an online run sends its rows after some seconds
-def test_rows_that_an_online_run_could_not_send_are_sent(
-    tmp_path: Path, server: WandbServer
-) -> None:
+def test_rows_that_an_online_run_could_not_send_are_sent(tmp_path: Path, server: WandbServer) -> None:
     """What stayed behind when the line was cut goes first, then what was logged offline, each row once."""
     with TcpProxy(server.port) as proxy:
         line = server.environment(proxy.url)
@@ -251,9 +239,7 @@ def test_rows_that_an_online_run_could_not_send_are_sent(
     assert server.run("half").steps == [*range(50), *range(1000, 1005)]
 
 
-def test_the_marker_of_wandb_is_not_believed(
-    library: Path, tmp_path: Path, server: WandbServer
-) -> None:
+def test_the_marker_of_wandb_is_not_believed(library: Path, tmp_path: Path, server: WandbServer) -> None:
     """A marker that lies is neither believed nor left standing; a true one is set."""
     offline_runs.copy(library / "runs" / "bare", tmp_path / "bare")
     marker = log_of(tmp_path, "bare").with_name("run-bare.wandb.synced")

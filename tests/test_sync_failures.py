@@ -49,9 +49,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "runs"
 
 
-def test_every_failure_is_told_and_mended(
-    library: Path, tmp_path: Path, server: WandbServer
-) -> None:
+def test_every_failure_is_told_and_mended(library: Path, tmp_path: Path, server: WandbServer) -> None:
     """Each failure stays its own run's, nothing that failed counts as synced, and the rest comes later."""
     folder = offline_runs.copy(library, tmp_path / "runs")
     for number, (kind, status, _) in enumerate(FAILURES):
@@ -68,9 +66,7 @@ def test_every_failure_is_told_and_mended(
         assert not is_verified(folder / run_id)
         assert not list((folder / run_id).rglob("*.synced"))
         assert ledger_of(folder / run_id, run_id)["attempts"] == 1
-    assert (
-        outcomes["r03"].remedy == "Set WANDB_API_KEY to a key of this server, or run `wandb login`."
-    )
+    assert outcomes["r03"].remedy == "Set WANDB_API_KEY to a key of this server, or run `wandb login`."
 
     server.heal()
     again = sync(folder)
@@ -80,9 +76,7 @@ def test_every_failure_is_told_and_mended(
     assert {o.state for o in sync(folder, force=True).values()} == {"synced"}
     for number in range(len(FAILURES) + 1):
         run = server.run(f"r{number:02d}")
-        assert [row["_step"] for row in run.rows] == list(range(22 + number)), FAILURES[
-            number : number + 1
-        ]
+        assert [row["_step"] for row in run.rows] == list(range(22 + number)), FAILURES[number : number + 1]
         assert {a.collection for a in run.artifacts if a.state == "COMMITTED"} >= {
             f"{kind}-r{number:02d}" for kind in ("staged", "in-place", "reference")
         }
@@ -96,10 +90,7 @@ def test_an_artifact_that_is_not_taken_is_sent_again(
     folder = offline_runs.copy(library / "r00", tmp_path / "r00")
     server.fail(kind, status=400)
     assert sync(folder)["r00"].state == "partial"
-    assert (
-        not server.artifacts("in-place-r00")
-        or server.artifacts("in-place-r00")[0].state == "PENDING"
-    )
+    assert not server.artifacts("in-place-r00") or server.artifacts("in-place-r00")[0].state == "PENDING"
     server.heal()
     assert sync(folder)["r00"].state == "synced"
     assert server.artifacts("in-place-r00")[-1].state == "COMMITTED"
@@ -143,9 +134,7 @@ def test_random_cuts_lose_and_repeat_nothing(
     assert {o.state for o in outcomes.values()} <= {"synced", "unchanged"}, outcomes
     assert server.run("long").steps == list(range(6000))
     for number in (0, 1):
-        assert [row["_step"] for row in server.run(f"r{number:02d}").rows] == list(
-            range(22 + number)
-        )
+        assert [row["_step"] for row in server.run(f"r{number:02d}").rows] == list(range(22 + number))
 
 
 def test_a_server_that_hangs_is_left_in_time(
@@ -281,9 +270,7 @@ def test_two_threads_share_no_run(library: Path, tmp_path: Path, server: WandbSe
     """Syncs in one process exclude each other as processes do."""
     folder = offline_runs.copy(library / "long", tmp_path / "long")
     states: list[str] = []
-    threads = [
-        threading.Thread(target=lambda: states.append(sync(folder)["long"].state)) for _ in range(3)
-    ]
+    threads = [threading.Thread(target=lambda: states.append(sync(folder)["long"].state)) for _ in range(3)]
     for thread in threads:
         thread.start()
     for thread in threads:

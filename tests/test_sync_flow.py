@@ -20,10 +20,7 @@ from wandb_server import WandbServer
 import rl_research.flows.sync
 from rl_research.flows.sync import sync
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.usefixtures("prefect_api"),
-]  # drives Prefect's own server
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("prefect_api")]  # drives Prefect's own server
 
 
 @pytest.fixture(scope="module")
@@ -56,9 +53,7 @@ def _task_runs(state: State[Any]) -> list[TaskRun]:
 
 
 @pytest.mark.usefixtures("patient_no_more")
-def test_prefect_tries_again_what_may_mend(
-    library: Path, tmp_path: Path, server: WandbServer
-) -> None:
+def test_prefect_tries_again_what_may_mend(library: Path, tmp_path: Path, server: WandbServer) -> None:
     """A failure of one run is retried by its own task; the flow ends well, and so do the others."""
     folder = offline_runs.copy(library, tmp_path / "runs")
     server.fail("file_stream", status=503, run="two", n=2)
@@ -78,9 +73,7 @@ def test_prefect_tries_again_what_may_mend(
 
 
 @pytest.mark.usefixtures("patient_no_more")
-def test_the_next_flow_picks_up_what_is_due(
-    library: Path, tmp_path: Path, server: WandbServer
-) -> None:
+def test_the_next_flow_picks_up_what_is_due(library: Path, tmp_path: Path, server: WandbServer) -> None:
     """What stays away ends the flow well and waits; a blocked run ends it badly, once."""
     folder = offline_runs.copy(library, tmp_path / "runs")
     server.fail("file_stream", status=503, run="two")
@@ -116,9 +109,7 @@ def test_the_link_of_the_training_flow_becomes_true(
 
     flow_run_id = trains()
     folder = offline_runs.copy(library / "one", tmp_path / "one")
-    (folder / "run.json").write_text(
-        json.dumps({"flow_run_id": flow_run_id, "wandb": {"url": None}})
-    )
+    (folder / "run.json").write_text(json.dumps({"flow_run_id": flow_run_id, "wandb": {"url": None}}))
     sync([str(folder)])
     artifact = Artifact.get("wandb-one")
     assert artifact is not None

@@ -69,17 +69,7 @@ def test_runs_are_found_wherever_they_lie(tmp_path: Path) -> None:
 def test_a_log_is_written_as_wandb_writes_it(library: Path, tmp_path: Path) -> None:
     """Records of every length, over the ends of blocks, come back as they went in."""
     chance = random.Random(4)
-    sizes = [
-        0,
-        1,
-        32753,
-        32754,
-        32755,
-        32761,
-        65522,
-        100_000,
-        *(chance.randrange(40_000) for _ in range(60)),
-    ]
+    sizes = [0, 1, 32753, 32754, 32755, 32761, 65522, 100_000, *(chance.randrange(40_000) for _ in range(60))]
     payloads = [chance.randbytes(size) for size in sizes]
     log = tmp_path / "log"
     with log.open("wb") as file:
@@ -126,9 +116,7 @@ def test_a_copy_is_whole_and_leaves_out_what_is_there(library: Path, tmp_path: P
     assert 0 < facts.rows < 800
     assert not facts.exited
     copy = write_copy(facts, tmp_path / "offline-run-1", LeftOut(rows=100))
-    kinds = [
-        wandb_internal_pb2.Record.FromString(p).WhichOneof("record_type") for p in records(copy)
-    ]
+    kinds = [wandb_internal_pb2.Record.FromString(p).WhichOneof("record_type") for p in records(copy)]
     assert kinds.count("history") == facts.rows - 100
     assert kinds[-1] == "exit"
     assert list(timestamps(copy)) == list(timestamps(log))[100:]
@@ -136,9 +124,7 @@ def test_a_copy_is_whole_and_leaves_out_what_is_there(library: Path, tmp_path: P
 
 def test_rows_are_known_again_by_the_last_of_them(library: Path) -> None:
     """What the server has is found in the logs, over segments; what does not fit is not guessed."""
-    logs = [
-        scan(path, library / "two") for path in sorted((library / "two").rglob("*/run-two.wandb"))
-    ]
+    logs = [scan(path, library / "two") for path in sorted((library / "two").rglob("*/run-two.wandb"))]
     logs = [facts for facts in logs if "latest-run" not in facts.log.parts]
     logs.sort(key=lambda facts: facts.start)
     times = [at for facts in logs for at in timestamps(facts.log)]
@@ -147,9 +133,7 @@ def test_rows_are_known_again_by_the_last_of_them(library: Path) -> None:
         assert rows_delivered(logs, RunThere(rows=count, last_row_at=times[count - 1])) == count
     assert [part.rows for part in shares(logs, RunThere(rows=7, last_row_at=times[6]))] == [5, 2]
     assert rows_delivered(logs, RunThere()) == 0
-    assert rows_delivered(logs, RunThere(rows=50, last_row_at=times[0] - 5)) == 0, (
-        "of others, before"
-    )
+    assert rows_delivered(logs, RunThere(rows=50, last_row_at=times[0] - 5)) == 0, "of others, before"
     assert rows_delivered(logs, RunThere(rows=13, last_row_at=times[3])) == 4, "others before ours"
     for there in (
         RunThere(rows=12, last_row_at=times[-1] + 5),
@@ -162,9 +146,7 @@ def test_rows_are_known_again_by_the_last_of_them(library: Path) -> None:
 
 def test_a_ledger_survives_what_disks_do(tmp_path: Path) -> None:
     """It is written whole, read as written, and an unknown field of a later version is no reason to fail."""
-    known = ledger.Ledger(
-        "x", state="synced", segments={"a": {"size": 1, "rows": 2, "delivered": True}}
-    )
+    known = ledger.Ledger("x", state="synced", segments={"a": {"size": 1, "rows": 2, "delivered": True}})
     ledger.write(tmp_path, known)
     assert ledger.read(tmp_path, "x") == known
     path = ledger.path_in(tmp_path, "x")
@@ -216,9 +198,7 @@ def test_a_look_at_synced_runs_opens_their_ledgers_and_nothing_else(tmp_path: Pa
         (home / "run.json").write_text("{}")
         (home / "checkpoints").mkdir()
         known: ledger.Segment = {"size": 9, "rows": 1, "delivered": True}
-        ledger.write(
-            home / "wandb", ledger.Ledger(home.name, state="synced", segments={log.name: known})
-        )
+        ledger.write(home / "wandb", ledger.Ledger(home.name, state="synced", segments={log.name: known}))
     done = subprocess.run(
         [sys.executable, "-c", LOOK, str(tmp_path)],
         env=environment(), capture_output=True, text=True, timeout=60, check=True,
@@ -251,9 +231,7 @@ def test_a_folder_that_a_sweep_takes_before_it_is_locked_is_made_again(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_folder_without_a_lock_is_not_swept(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_folder_without_a_lock_is_not_swept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where its process could not lock it, nobody can tell whether it is alive; sweeps spare it."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
 

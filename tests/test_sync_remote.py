@@ -46,11 +46,7 @@ def bucket(s3: Server, tmp_path: Path) -> str:
 
 
 @pytest.fixture(
-    params=[
-        "s3",
-        pytest.param("gcs", marks=pytest.mark.slow),
-        pytest.param("sftp", marks=pytest.mark.slow),
-    ]
+    params=["s3", pytest.param("gcs", marks=pytest.mark.slow), pytest.param("sftp", marks=pytest.mark.slow)]
 )
 def store(request: pytest.FixtureRequest) -> Server:
     """Each of the servers."""
@@ -74,9 +70,7 @@ def copied(folder: Path, url: str) -> Store:
 
 
 @pytest.mark.parametrize("below", ["runs", ""])
-def test_copied_runs_are_synced_and_remembered(
-    below: str, tmp_path: Path, server: WandbServer
-) -> None:
+def test_copied_runs_are_synced_and_remembered(below: str, tmp_path: Path, server: WandbServer) -> None:
     """Rows, media and artifacts arrive; the ledger stands at the URL; a second gateway has nothing to do."""
     made = tmp_path / "node"
     offline_runs.make(made, "rich:rich:4", "bare:bare:3")
@@ -105,9 +99,7 @@ def test_copied_runs_are_synced_and_remembered(
 
 
 @pytest.mark.parametrize("named", ["", "/runs", "/runs/fell", "/runs/fell/wandb"])
-def test_a_run_is_the_same_one_by_whatever_url(
-    named: str, tmp_path: Path, server: WandbServer
-) -> None:
+def test_a_run_is_the_same_one_by_whatever_url(named: str, tmp_path: Path, server: WandbServer) -> None:
     """Named above, by itself or by its W&B folder: the ledger is where the next sync finds it."""
     offline_runs.make(tmp_path, "fallback:fell:5")
     url = f"memory://named-{tmp_path.name}"
@@ -136,9 +128,7 @@ def test_what_nodes_push_arrives_once(store: Server, tmp_path: Path, server: Wan
     """Runs of every kind, from a node whose disk is gone by then, with the command alone."""
     node = tmp_path / "node"
     offline_runs.make(node, "apart:apart:5", WANDB_DATA_DIR=str(tmp_path / "elsewhere"))
-    offline_runs.make(
-        node, "rich:rich:4", "bare:two:3", "bare:two:2", "fallback:fell:5", "plain:plain:6"
-    )
+    offline_runs.make(node, "rich:rich:4", "bare:two:3", "bare:two:2", "fallback:fell:5", "plain:plain:6")
     offline_runs.make_killed(node, "bare:dead:30")
     (node / "runs/two/run.json").write_text(json.dumps({"wandb": {"url": None}}))
     (node / "runs/two/checkpoints").mkdir()
@@ -270,11 +260,7 @@ def test_a_gateway_that_is_killed_repeats_nothing(
 
 @pytest.mark.slow  # waits until a gateway is at work
 def test_a_second_gateway_is_told_who_is_at_work(
-    library: Path,
-    s3: Server,
-    bucket: str,
-    server: WandbServer,
-    monkeypatch: pytest.MonkeyPatch,
+    library: Path, s3: Server, bucket: str, server: WandbServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of two processes that sync one URL one leaves a run alone that the other has."""
     where = words(s3, f"{bucket}/runs")
@@ -312,9 +298,7 @@ def test_gateways_that_start_together_send_each_row_once(
         where = words(s3, folder)
         assert call(library, "--push", *where).returncode == 0
         both = [
-            subprocess.Popen(
-                command(*where, "--json"), env=environment(), stdout=subprocess.PIPE, text=True
-            )
+            subprocess.Popen(command(*where, "--json"), env=environment(), stdout=subprocess.PIPE, text=True)
             for _ in range(2)
         ]
         told = [json.loads(gateway.communicate(timeout=100)[0])["runs"] for gateway in both]
@@ -379,9 +363,7 @@ def test_what_cannot_be_had_is_not_pushed_on_as_unchanged(library: Path, tmp_pat
     assert store.sizes("wandb") == {}
 
 
-def test_a_line_that_is_cut_is_for_later(
-    library: Path, s3: Server, bucket: str, server: WandbServer
-) -> None:
+def test_a_line_that_is_cut_is_for_later(library: Path, s3: Server, bucket: str, server: WandbServer) -> None:
     """A reset passes unseen; a store that stays away is said in a line, and stops no other folder."""
     assert call(library / "one", "--push", *words(s3, f"{bucket}/runs")).returncode == 0
     with faults_before(s3) as faults:
@@ -551,9 +533,7 @@ def test_of_two_that_took_a_run_in_the_same_moment_one_gives_it_up(
     assert not (tmp_path / FILE).exists()
 
 
-def test_a_gateway_that_was_away_too_long_notices(
-    tmp_path: Path, stores: Callable[[], Stores]
-) -> None:
+def test_a_gateway_that_was_away_too_long_notices(tmp_path: Path, stores: Callable[[], Stores]) -> None:
     """Its lease is renewed while it works; once another has it, it is not written over."""
     with stores() as mine, holding(mine, [FILE]) as hold:
         first = (tmp_path / FILE).stat().st_mtime_ns
@@ -570,9 +550,7 @@ def _until(happens: Callable[[], bool], seconds: float = 60.0) -> None:
         time.sleep(0.05)
 
 
-def test_the_key_of_a_server_with_a_port_is_found(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_key_of_a_server_with_a_port_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What `wandb login --host` has written is found under the name that it has written, with the port."""
     netrc = tmp_path / "netrc"
     netrc.write_text("machine 127.0.0.1:8080\n  login user\n  password secret\n")

@@ -23,9 +23,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "runs"
 
 
-def test_a_line_per_run_and_a_code_for_scripts(
-    library: Path, tmp_path: Path, server: WandbServer
-) -> None:
+def test_a_line_per_run_and_a_code_for_scripts(library: Path, tmp_path: Path, server: WandbServer) -> None:
     """Without words it takes ``runs``; 75 says later, 2 that somebody has to act, 0 that all is there."""
     offline_runs.copy(library, tmp_path / "runs")
     looked = call("--dry-run", cwd=tmp_path)
@@ -58,9 +56,7 @@ def test_a_line_per_run_and_a_code_for_scripts(
     assert "unchanged  one: 4 of 4 rows" in call("runs/one", cwd=tmp_path).stdout
 
 
-def test_a_failure_that_passes_is_tried_again(
-    library: Path, tmp_path: Path, server: WandbServer
-) -> None:
+def test_a_failure_that_passes_is_tried_again(library: Path, tmp_path: Path, server: WandbServer) -> None:
     """A second try in the same command delivers what the first could not."""
     folder = offline_runs.copy(library / "one", tmp_path / "one")
     server.fail("file_stream", status=503, n=2)
@@ -79,9 +75,7 @@ def test_mistakes_are_one_line(tmp_path: Path) -> None:
     )
     (tmp_path / "file.txt").touch()
     for words, said in {
-        (
-            "file.txt",
-        ): f"{tmp_path / 'file.txt'}: no W&B log. Name one, or a folder that holds some.",
+        ("file.txt",): f"{tmp_path / 'file.txt'}: no W&B log. Name one, or a folder that holds some.",
         (".", "--push", ""): "--push: no URL. Name one such as s3://bucket/runs, or a folder.",
     }.items():
         wrong = call(*words, cwd=tmp_path)
@@ -91,9 +85,7 @@ def test_mistakes_are_one_line(tmp_path: Path) -> None:
     assert (empty.returncode, empty.stdout) == (0, "nothing to sync: no offline run is there\n")
 
 
-def test_without_its_ledger_nothing_is_sent(
-    library: Path, tmp_path: Path, server: WandbServer
-) -> None:
+def test_without_its_ledger_nothing_is_sent(library: Path, tmp_path: Path, server: WandbServer) -> None:
     """Where nobody could know afterwards what has arrived, a line says so and no row leaves."""
     folder = offline_runs.copy(library / "one", tmp_path / "one")
     (folder / "wandb" / "sync-one.json").mkdir()

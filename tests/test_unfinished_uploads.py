@@ -75,9 +75,7 @@ def _killed_within_an_upload(tmp_path: Path, faults: Faults) -> None:
     process = subprocess.Popen([sys.executable, "-c", UPLOADER, *words], env=environment())
     everything = Store(faults.server.url(BUCKET), faults.server.options)
     deadline = time.monotonic() + 60
-    while not any(
-        upload.size for upload in everything.unfinished_uploads()
-    ):  # no part is whole yet
+    while not any(upload.size for upload in everything.unfinished_uploads()):  # no part is whole yet
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.05)
@@ -129,16 +127,11 @@ def test_only_a_runs_own_and_old_ones_go(s3: Server) -> None:
     assert sorted(_left(s3)) == sorted(others)
     assert len([r for r in pruned.removed if "never finished" in r.reason]) == len(ours)
     assert any("has this run open" in reason for _, reason in pruned.spared)
-    for key in (
-        "p/one/checkpoints/step-000000010/a.bin",
-        "p/one-2/checkpoints/step-000000010/a.bin",
-    ):
+    for key in ("p/one/checkpoints/step-000000010/a.bin", "p/one-2/checkpoints/step-000000010/a.bin"):
         _begin(s3, key)
     (one,) = prune_place(f"{place}/one", in_an_hour).removed
     assert one.size == PART
-    assert [key for key in _left(s3) if "/one" in key] == [
-        "p/one-2/checkpoints/step-000000010/a.bin"
-    ]
+    assert [key for key in _left(s3) if "/one" in key] == ["p/one-2/checkpoints/step-000000010/a.bin"]
 
 
 @pytest.mark.usefixtures("faults")
@@ -154,20 +147,12 @@ def test_many_are_listed_page_by_page(s3: Server, monkeypatch: pytest.MonkeyPatc
     async def a_few(method: str, **arguments: Any) -> Any:
         limits = {"list_multipart_uploads": "MaxUploads", "list_parts": "MaxParts"}
         pages[method] += 1
-        return await honest(
-            method, **arguments, **{limits[method]: 2 if "Up" in limits[method] else 1}
-        )
+        return await honest(method, **arguments, **{limits[method]: 2 if "Up" in limits[method] else 1})
 
     monkeypatch.setattr(store.fs, "_call_s3", a_few)
     found = store.unfinished_uploads()
     assert [f"many/{upload.name}" for upload in found] == sorted([*keys, keys[1]])
-    assert [upload.size for upload in found] == [
-        2 * PART,
-        *sorted(u.size or 0 for u in found[1:3]),
-        0,
-        0,
-        0,
-    ]
+    assert [upload.size for upload in found] == [2 * PART, *sorted(u.size or 0 for u in found[1:3]), 0, 0, 0]
     assert pages["list_multipart_uploads"] == 3
     assert pages["list_parts"] > len(found)
 

@@ -99,9 +99,7 @@ def _ended(flow_run_id: str, name: str) -> list[Any]:
 # ---------------------------------------------------------------- tasks of the flow run
 
 
-def test_each_upload_is_a_task_with_its_own_retries(
-    tmp_path: Path, faults: Faults, s3: Server
-) -> None:
+def test_each_upload_is_a_task_with_its_own_retries(tmp_path: Path, faults: Faults, s3: Server) -> None:
     """Refused twice by a busy store, a checkpoint arrives at the third try of its task alone."""
     faults.fail("status", status=503, code="SlowDown", times=2, methods=PUT, path="step-000000032/")
     done = train(_words(tmp_path, faults))
@@ -237,14 +235,10 @@ def test_what_the_upload_raises_is_what_is_seen(tmp_path: Path) -> None:
 def _cli(words: list[str], s3: Server, *more: str) -> subprocess.CompletedProcess[str]:
     env = environment(**s3.variables, PREFECT_API_URL=str(PREFECT_API_URL.value()))
     command = [sys.executable, "-m", "rl_research", "train", *words, *more]
-    return subprocess.run(
-        command, env=env, capture_output=True, text=True, timeout=240, check=False
-    )
+    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=240, check=False)
 
 
-def test_a_store_that_is_gone_at_the_end_is_no_failure(
-    tmp_path: Path, faults: Faults, s3: Server
-) -> None:
+def test_a_store_that_is_gone_at_the_end_is_no_failure(tmp_path: Path, faults: Faults, s3: Server) -> None:
     """The command ends with 0 and says what stayed behind; the same command delivers it."""
     faults.fail("reset", methods=PUT, path="step-000000096/")
     words = _words(tmp_path, faults, "storage.flush_timeout=3")
@@ -302,9 +296,7 @@ def test_the_upload_flow_delivers_what_is_left(tmp_path: Path, faults: Faults, s
     assert upload(str(tmp_path / "runs")) == []
 
 
-def test_the_upload_flow_says_what_it_cannot_deliver(
-    tmp_path: Path, faults: Faults, s3: Server
-) -> None:
+def test_the_upload_flow_says_what_it_cannot_deliver(tmp_path: Path, faults: Faults, s3: Server) -> None:
     """A refused checkpoint fails the flow run at its end, with the reason; the others are delivered."""
     faults.fail("reset", methods=PUT, path="step-")
     words = _words(tmp_path, faults, "storage.flush_timeout=1", "storage.retry_for=1")
@@ -375,9 +367,7 @@ def test_what_is_no_run_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFix
         "empty": "",
         "list": "[]",
         "broken": "{",
-        "masked": (former / "config.yaml")
-        .read_text()
-        .replace(f"{tmp_path}/store", "sftp://***@h/x"),
+        "masked": (former / "config.yaml").read_text().replace(f"{tmp_path}/store", "sftp://***@h/x"),
     }.items():
         (tmp_path / "runs" / name).mkdir()
         (tmp_path / "runs" / name / "config.yaml").write_text(text)
@@ -416,9 +406,7 @@ def test_sigterm_during_a_hanging_upload_obeys_the_deadline(
     assert record["not_uploaded"] == steps_committed(folder)
 
 
-def test_killed_during_an_upload_another_machine_goes_on(
-    tmp_path: Path, faults: Faults, s3: Server
-) -> None:
+def test_killed_during_an_upload_another_machine_goes_on(tmp_path: Path, faults: Faults, s3: Server) -> None:
     """SIGKILL in the middle of an upload, and the URL alone leads another machine to the same bits."""
     words = _words(tmp_path, faults)
     nursery = Nursery(tmp_path / "errors")

@@ -154,10 +154,7 @@ def _made(folder: Path, step: int, mean: float | None) -> Checkpoint:
     ],
 )
 def test_where_too_many_wait_the_oldest_but_the_best_is_skipped(
-    tmp_path: Path,
-    caplog: pytest.LogCaptureFixture,
-    means: tuple[float | None, ...],
-    skipped: list[int],
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, means: tuple[float | None, ...], skipped: list[int]
 ) -> None:
     """The queue is bounded; what is skipped is said, and delivered when the run ends."""
     config = load_config(
@@ -276,9 +273,7 @@ def test_damaged_notes_cost_nothing(go: Go, gated: type[GatedFileSystem], text: 
 # ---------------------------------------------------------------- signals
 
 
-def test_a_stop_leaves_uploads_the_rest_of_the_deadline(
-    go: Go, gated: type[GatedFileSystem]
-) -> None:
+def test_a_stop_leaves_uploads_the_rest_of_the_deadline(go: Go, gated: type[GatedFileSystem]) -> None:
     """A run that is stopped while its store hangs is committed, and ends within its deadline."""
     gated.gate.clear()
     began = 0.0
@@ -369,9 +364,7 @@ def test_a_resumed_run_tells_no_step_twice(go: Go) -> None:
     assert ["step-160" in aliases for aliases in _told(elsewhere)] == [True]
 
 
-def test_what_was_not_told_is_told_by_the_next_segment(
-    go: Go, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_was_not_told_is_told_by_the_next_segment(go: Go, monkeypatch: pytest.MonkeyPatch) -> None:
     """A checkpoint that arrived without W&B hearing of it is told of later, without being sent again."""
     with monkeypatch.context() as patch:
         patch.setattr(
@@ -383,10 +376,7 @@ def test_what_was_not_told_is_told_by_the_next_segment(
     assert _told(folder) == []
     GatedFileSystem.sent.clear()
     go("wandb=offline", "experiment.total_timesteps=128")
-    assert (
-        sorted(len(a & {"step-32", "step-64", "step-96", "step-128"}) for a in _told(folder))
-        == [1] * 4
-    )
+    assert sorted(len(a & {"step-32", "step-64", "step-96", "step-128"}) for a in _told(folder)) == [1] * 4
     assert not [p for p in GatedFileSystem.sent if not p.startswith("step-000000128/")]
 
 
@@ -420,9 +410,7 @@ def test_a_wandb_server_that_is_away_holds_up_no_checkpoint(
 def test_without_storage_the_last_checkpoint_is_told(go: Go) -> None:
     """A run without a storage.url refers to its last checkpoint in the run folder, once."""
     folder = go("wandb=offline", "storage.url=null")
-    assert [("step-96" in aliases, "latest" in aliases) for aliases in _told(folder)] == [
-        (True, True)
-    ]
+    assert [("step-96" in aliases, "latest" in aliases) for aliases in _told(folder)] == [(True, True)]
     assert all(e.ref.startswith("file:///") for e in _artifacts(folder)[0].manifest.contents)
     assert "not_uploaded" not in record_of(folder) or record_of(folder)["not_uploaded"] == []
     go("wandb=offline", "storage.url=null")

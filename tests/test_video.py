@@ -32,9 +32,7 @@ def echo(tiny_config: TinyConfig) -> Iterator[tuple[Config, BaseAlgorithm]]:
 
 
 @pytest.mark.parametrize("seed", [900, 901, 902])
-def test_a_film_is_one_episode_from_its_first_frame(
-    echo: tuple[Config, BaseAlgorithm], seed: int
-) -> None:
+def test_a_film_is_one_episode_from_its_first_frame(echo: tuple[Config, BaseAlgorithm], seed: int) -> None:
     """The frames begin with the reset and end with the episode; none belongs to the next one."""
     config, model = echo
     env = envs.film_env(config, seed)

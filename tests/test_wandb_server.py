@@ -60,9 +60,7 @@ def _sync(server: WandbServer, folder: Path, *options: str, **more: str) -> str:
     return done.stdout + done.stderr
 
 
-def _client(
-    server: WandbServer, program: list[str], **more: str
-) -> subprocess.CompletedProcess[str]:
+def _client(server: WandbServer, program: list[str], **more: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         program, env=environment(**{**server.environment(), **more}),
         capture_output=True, text=True, timeout=90, check=False,
@@ -182,9 +180,7 @@ except wandb.Error as error:
     assert server.unanswered == []
 
 
-def test_a_connection_that_is_cut_loses_nothing_for_good(
-    server: WandbServer, tmp_path: Path
-) -> None:
+def test_a_connection_that_is_cut_loses_nothing_for_good(server: WandbServer, tmp_path: Path) -> None:
     """Behind a proxy that goes down in the middle, what is missing arrives by a later sync."""
     assert _run(server, tmp_path, "offline", "cut", 0, 2000).returncode == 0
     impatient = {

@@ -285,8 +285,7 @@ class Backend:
                 json.dumps(row) for row in rows if minStep <= row.get("_step", 0) < maxStep
             ],
             "sampledHistory": lambda specs: [
-                [row for row in rows if set(json.loads(spec)["keys"]) <= row.keys()]
-                for spec in specs
+                [row for row in rows if set(json.loads(spec)["keys"]) <= row.keys()] for spec in specs
             ],
             "parquetHistory": lambda liveKeys: {"parquetUrls": [], "liveData": rows},  # noqa: N803
             "user": {"name": self.entity, "username": self.entity},
@@ -337,9 +336,7 @@ class Backend:
         return {
             "runID": _id("Run", run.path),
             "uploadHeaders": [],
-            "files": [
-                {"name": name, "uploadUrl": self._file_url(run, name)} for name in input["files"]
-            ],
+            "files": [{"name": name, "uploadUrl": self._file_url(run, name)} for name in input["files"]],
         }
 
     # ------------------------------------------------------------ artifacts

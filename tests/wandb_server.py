@@ -185,15 +185,7 @@ class WandbServer:
         With *rows* only requests that bring rows fail.
         """
         failure = Failure(
-            match,
-            status,
-            close or lose_answer,
-            hang,
-            run,
-            n,
-            after,
-            carried_out=lose_answer,
-            rows=rows,
+            match, status, close or lose_answer, hang, run, n, after, carried_out=lose_answer, rows=rows
         )
         self._failures.append(failure)
         return failure

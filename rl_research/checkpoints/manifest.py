@@ -20,9 +20,7 @@ _log = logging.getLogger(__name__)
 FORMAT = 1
 MANIFEST = "manifest.json"
 FOLDER = "checkpoints"
-INTENT = (
-    "uploading.json"  # what is on its way; a retry that reads its own words skips what is there
-)
+INTENT = "uploading.json"  # what is on its way; a retry that reads its own words skips what is there
 REPLAY = "replay"  # beside the checkpoints, the segments that they share
 STEP = re.compile(r"step-(\d{9,})")
 _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")

@@ -166,9 +166,7 @@ def storage_url_of(run_dir: Path) -> str | None:
 
 def _newest_run(runs_dir: Path) -> Path | None:
     """The run folder below *runs_dir* whose record was written last; none that was set aside."""
-    records = [
-        path for path in runs_dir.glob(f"*/{_RECORD}") if ".replaced-" not in path.parent.name
-    ]
+    records = [path for path in runs_dir.glob(f"*/{_RECORD}") if ".replaced-" not in path.parent.name]
     newest = max(records, key=lambda path: path.stat().st_mtime_ns, default=None)
     return None if newest is None else newest.parent
 

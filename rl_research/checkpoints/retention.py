@@ -31,12 +31,7 @@ def retention_of(config: Config) -> dict[str, int]:
 
 
 def prune(
-    run_dir: Path,
-    *,
-    keep_last: int,
-    keep_best: int,
-    keep_every: int = 0,
-    in_use: Collection[str] = (),
+    run_dir: Path, *, keep_last: int, keep_best: int, keep_every: int = 0, in_use: Collection[str] = ()
 ) -> list[str]:
     """Remove from the run folder what neither `kept` nor *in_use* names; return the names that went."""
     _settle_replacements(run_dir / FOLDER)
@@ -46,9 +41,7 @@ def prune(
     return [checkpoint.name for checkpoint in gone]
 
 
-def prune_store(
-    store: Store, *, keep_last: int, keep_best: int, keep_every: int = 0
-) -> list[Checkpoint]:
+def prune_store(store: Store, *, keep_last: int, keep_best: int, keep_every: int = 0) -> list[Checkpoint]:
     """The same in a run's *store*, with the replay segments that nothing kept there needs; what stays."""
     stay, gone = _remove_all_but(store, keep_last, keep_best, keep_every)
     if gone and (needed := needed_segments(store)) is not None:
@@ -58,11 +51,7 @@ def prune_store(
 
 
 def _remove_all_but(
-    store: Store,
-    keep_last: int,
-    keep_best: int,
-    keep_every: int,
-    in_use: Collection[str] = (),
+    store: Store, keep_last: int, keep_best: int, keep_every: int, in_use: Collection[str] = ()
 ) -> tuple[list[Checkpoint], list[Checkpoint]]:
     """What stays, and what has gone."""
     found = list_checkpoints(store)
@@ -79,9 +68,7 @@ def remove(checkpoint: Checkpoint) -> None:
     checkpoint.store.remove(checkpoint.name)
 
 
-def kept(
-    found: Sequence[Checkpoint], keep_last: int, keep_best: int, keep_every: int = 0
-) -> set[str]:
+def kept(found: Sequence[Checkpoint], keep_last: int, keep_best: int, keep_every: int = 0) -> set[str]:
     """The names of those of *found*, oldest first, that stay.
 
     They are the *keep_last* newest, the *keep_best* best-scored, of every *keep_every* environment

@@ -14,9 +14,7 @@ from rl_research.storage import TIMEOUT, Store, below
 from rl_research.system import make_durable, sha256
 
 
-def upload(
-    checkpoint: Checkpoint, store: Store, confirm: Callable[[], None] = lambda: None
-) -> Checkpoint:
+def upload(checkpoint: Checkpoint, store: Store, confirm: Callable[[], None] = lambda: None) -> Checkpoint:
     """Copy a local *checkpoint* to *store*: files first, then the manifest.
 
     *confirm* is called before the first change and before the manifest; it raises where this process
@@ -93,9 +91,7 @@ def _fetch(source: Store, path: str, part: Path, size: int, expected: str) -> No
         raise CheckpointDamaged(f"{source.address(path)}: its SHA-256 is not the manifest's")
 
 
-def remote_store(
-    url: str, options: Mapping[str, Any], run_id: str, timeout: float = TIMEOUT
-) -> Store:
+def remote_store(url: str, options: Mapping[str, Any], run_id: str, timeout: float = TIMEOUT) -> Store:
     """Where the run *run_id* keeps its checkpoints below *url*."""
     return Store(below(url, f"{run_id}/{FOLDER}"), options, timeout)
 

@@ -12,17 +12,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from rl_research.cli import (
-    checkpoints,
-    doctor,
-    evaluate,
-    operate,
-    prune,
-    study,
-    sync,
-    train,
-    verify,
-)
+from rl_research.cli import checkpoints, doctor, evaluate, operate, prune, study, sync, train, verify
 from rl_research.errors import RLResearchError
 
 _INTERRUPTED = 130  # as a shell reports SIGINT
@@ -45,9 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given, rest = parser.parse_known_args(arguments)
     if unknown := [word for word in rest if word.startswith("-")]:
         given.parser.error(f"unrecognized option: {unknown[0]}")
-    given.overrides += (
-        rest  # argparse takes positional words that stand after an option for unknown
-    )
+    given.overrides += rest  # argparse takes positional words that stand after an option for unknown
     logging.basicConfig(stream=sys.stderr, format="%(message)s", level=logging.WARNING)
     logging.getLogger("rl_research").setLevel(logging.INFO)
     try:
@@ -68,9 +56,7 @@ class _Parser(argparse.ArgumentParser):
         words = [action.option_strings for action in self._actions if action.option_strings]
         known = [option for options in words for option in options]
         wrong = next((word for word in message.split() if word.startswith("--")), "")
-        hint = (
-            difflib.get_close_matches(wrong.split("=")[0].rstrip(":"), known, n=1) if wrong else []
-        )
+        hint = difflib.get_close_matches(wrong.split("=")[0].rstrip(":"), known, n=1) if wrong else []
         hint = [word for word in hint if word not in message]
         suggestion = f" Did you mean '{hint[0]}'?" if hint else f" See `{self.prog} --help`."
         sys.stderr.write(f"rl-research: {message}.{suggestion}\n")
@@ -85,9 +71,7 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("--version", action=_Version, nargs=0, help="print the version")
-    verbs = parser.add_subparsers(
-        title="verbs", required=True, metavar="VERB", parser_class=_Parser
-    )
+    verbs = parser.add_subparsers(title="verbs", required=True, metavar="VERB", parser_class=_Parser)
     for verb in (train, study, evaluate, verify, checkpoints, prune, sync, doctor, operate):
         verb.add(verbs)
     return parser

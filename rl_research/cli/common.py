@@ -66,9 +66,7 @@ def hide_secrets(given: argparse.Namespace) -> None:
     from rl_research.config import checkpoint_out_of_sight, out_of_sight
 
     if hasattr(given, "checkpoint"):
-        given.checkpoint, given.overrides = checkpoint_out_of_sight(
-            given.checkpoint, given.overrides
-        )
+        given.checkpoint, given.overrides = checkpoint_out_of_sight(given.checkpoint, given.overrides)
     else:
         given.overrides = out_of_sight(given.overrides)
 

@@ -28,10 +28,7 @@ _PATIENCE = 5.0  # seconds for one answer
 _LOW, _OUT = 10e9, 1e9  # bytes of disk: warned of, too few
 _PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
 _KNOWN_CLASHES = {  # what breaks what: package -> (versions that work, why)
-    "wandb": (
-        "0.31.",
-        "what tells a delivered run from a lost one is private to each minor release",
-    ),
+    "wandb": ("0.31.", "what tells a delivered run from a lost one is private to each minor release"),
     "hydra-core": ("1.3.", "the configurations are written for it"),
     "antlr4-python3-runtime": ("4.9.", "hydra-core 1.3 reads nothing with another"),
     "stable-baselines3": ("2.9.", "exact resume knows its attributes"),
@@ -65,9 +62,7 @@ def _versions(config: Config) -> Iterator[Finding]:  # noqa: ARG001  # one form 
         try:
             version = metadata.version(package)
         except metadata.PackageNotFoundError:
-            yield Finding(
-                "versions", "broken", f"{package} is not installed", "Install rl-research again."
-            )
+            yield Finding("versions", "broken", f"{package} is not installed", "Install rl-research again.")
             continue
         if not version.startswith(works):
             remedy = f"pip install '{package}=={works}*'"
@@ -114,10 +109,7 @@ def _wandb(config: Config) -> Iterator[Finding]:
 def _proxies(config: Config) -> Iterator[Finding]:  # noqa: ARG001  # one form for all looks
     found = {name: os.environ[name] for name in os.environ if name.upper() in _PROXIES}
     bare = os.environ.get("NO_PROXY") or os.environ.get("no_proxy") or ""
-    hosts = [
-        urlsplit(os.environ.get(name, "")).hostname
-        for name in ("PREFECT_API_URL", "WANDB_BASE_URL")
-    ]
+    hosts = [urlsplit(os.environ.get(name, "")).hostname for name in ("PREFECT_API_URL", "WANDB_BASE_URL")]
     local = [host for host in hosts if host in ("127.0.0.1", "localhost") and host not in bare]
     where = ", ".join(f"{name}={urlsplit(url).hostname}" for name, url in sorted(found.items()))
     if found and local:
@@ -209,17 +201,11 @@ def _runs(config: Config) -> Iterator[Finding]:
 
 
 def _films(config: Config) -> Iterator[Finding]:  # noqa: ARG001  # one form for all looks
-    wanted = {
-        "moviepy": "films",
-        "imageio_ffmpeg": "films",
-        "pygame": "pictures of classic control",
-    }
+    wanted = {"moviepy": "films", "imageio_ffmpeg": "films", "pygame": "pictures of classic control"}
     missing = [name for name in wanted if importlib.util.find_spec(name) is None]
     if missing:
         said = f"{missing[0]} is not installed: no {wanted[missing[0]]}"
-        yield Finding(
-            "films", "warning", said, "Install rl-research again, or video.enabled=false."
-        )
+        yield Finding("films", "warning", said, "Install rl-research again, or video.enabled=false.")
     else:
         yield Finding("films", "ok", "moviepy, ffmpeg and pygame are there")
 

@@ -6,14 +6,7 @@ import argparse
 import json
 from typing import TYPE_CHECKING
 
-from rl_research.cli.common import (
-    hide_secrets,
-    lookup,
-    own_stdout,
-    positive,
-    prefect_api,
-    takes_a_checkpoint,
-)
+from rl_research.cli.common import hide_secrets, lookup, own_stdout, positive, prefect_api, takes_a_checkpoint
 from rl_research.cli.terminal import score
 
 if TYPE_CHECKING:
@@ -22,9 +15,7 @@ if TYPE_CHECKING:
 
 def add(verbs: Verbs) -> None:
     """Add the verb to the command's *verbs*."""
-    evaluate = verbs.add_parser(
-        "evaluate", help="score a checkpoint on held-out seeds", allow_abbrev=False
-    )
+    evaluate = verbs.add_parser("evaluate", help="score a checkpoint on held-out seeds", allow_abbrev=False)
     takes_a_checkpoint(evaluate)
     evaluate.add_argument("--episodes", type=positive, help="how many (default: as configured)")
     evaluate.set_defaults(verb=_evaluate, parser=evaluate)

@@ -28,9 +28,7 @@ def add(verbs: Verbs) -> None:
         made = verbs.add_parser(name, help=text, description=text, allow_abbrev=False)
         made.set_defaults(verb=verb, parser=made, overrides=[])
         if name == "serve":
-            made.add_argument(
-                "--limit", type=positive, default=2, help="flow runs at a time (default: 2)"
-            )
+            made.add_argument("--limit", type=positive, default=2, help="flow runs at a time (default: 2)")
 
 
 def _up(given: argparse.Namespace) -> int:

@@ -35,25 +35,18 @@ def add(verbs: Verbs) -> None:
         allow_abbrev=False,
     )
     sync.add_argument(
-        "overrides",
-        nargs="*",
-        metavar="PATH",
-        help="runs folders, runs, W&B folders or URLs (default: runs)",
+        "overrides", nargs="*", metavar="PATH", help="runs folders, runs, W&B folders or URLs (default: runs)"
     )
     sync.add_argument("--json", action="store_true", help="print one JSON object on stdout")
     sync.add_argument("--dry-run", action="store_true", help="say what would be sent, ask nobody")
     sync.add_argument("--force", action="store_true", help="also blocked and delivered runs")
-    sync.add_argument(
-        "--include-online", action="store_true", help="also what online runs could not send"
-    )
+    sync.add_argument("--include-online", action="store_true", help="also what online runs could not send")
     sync.add_argument(
         "--push", metavar="URL", help="bring them to URL instead, from where another machine syncs"
     )
     sync.add_argument("--tries", type=positive, default=3, help="times a run is tried (default: 3)")
     sync.add_argument("--watch", action="store_true", help="go on until stopped")
-    sync.add_argument(
-        "--every", type=positive, default=60, help="with --watch: seconds between two looks"
-    )
+    sync.add_argument("--every", type=positive, default=60, help="with --watch: seconds between two looks")
     sync.set_defaults(verb=_sync, parser=sync)
 
 
@@ -77,9 +70,7 @@ def _policy(given: argparse.Namespace, *, patient: bool = False) -> Policy:
     return Policy(force=given.force, patient=patient)
 
 
-def _once(
-    given: argparse.Namespace, answer: Callable[[str], None], policy: Policy
-) -> list[Outcome]:
+def _once(given: argparse.Namespace, answer: Callable[[str], None], policy: Policy) -> list[Outcome]:
     """One look at everything; each line is said as soon as it is known."""
     from rl_research.sync import places
 
@@ -107,9 +98,7 @@ def _places(words: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
     return where or [_RUNS], dict(storage_among(settings).options)
 
 
-def _would_send(
-    runs: Sequence[LocalRun], answer: Callable[[str], None], policy: Policy
-) -> list[Outcome]:
+def _would_send(runs: Sequence[LocalRun], answer: Callable[[str], None], policy: Policy) -> list[Outcome]:
     from rl_research.sync import outcome_of, reason_not_to_try, server
 
     account = server.account()

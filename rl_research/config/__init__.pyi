@@ -7,9 +7,6 @@ from .experiment import (
     settings as settings,
     validated as validated,
 )
-from .literal_secrets import (
-    checkpoint_out_of_sight as checkpoint_out_of_sight,
-    out_of_sight as out_of_sight,
-)
+from .literal_secrets import checkpoint_out_of_sight as checkpoint_out_of_sight, out_of_sight as out_of_sight
 from .messages import did_you_mean as did_you_mean
 from .schema import Storage as Storage, Wandb as Wandb

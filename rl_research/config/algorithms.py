@@ -176,8 +176,7 @@ def _check_device(where: str, value: Any) -> None:
     here = torch.backends.mps.is_available() if value == "mps" else int(found[2] or 0) < n
     if not here:
         raise ConfigError(
-            f"{where}={value}: torch finds no such device here. "
-            "Choose auto, which takes what there is."
+            f"{where}={value}: torch finds no such device here. Choose auto, which takes what there is."
         )
 
 
@@ -261,6 +260,4 @@ def _policy_kwargs(kwargs: dict[str, Any]) -> dict[str, Any]:
     import torch
 
     homes = {"activation_fn": torch.nn, "optimizer_class": torch.optim}
-    return {
-        key: getattr(homes[key], value) if key in homes else value for key, value in kwargs.items()
-    }
+    return {key: getattr(homes[key], value) if key in homes else value for key, value in kwargs.items()}

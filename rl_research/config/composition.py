@@ -27,9 +27,7 @@ if TYPE_CHECKING:
     from omegaconf.errors import OmegaConfBaseException
 
 _PACKAGED_CONFIGS = Path(__file__).parents[1] / "configs"
-CONFIG_DIR = (
-    _PACKAGED_CONFIGS if _PACKAGED_CONFIGS.is_dir() else Path(__file__).parents[2] / "configs"
-)
+CONFIG_DIR = _PACKAGED_CONFIGS if _PACKAGED_CONFIGS.is_dir() else Path(__file__).parents[2] / "configs"
 
 #: Stands in a `Config` for the run's folder, which is known only when the run has its id.
 RUN_DIR = "{run_dir}"
@@ -193,10 +191,7 @@ def _delete(config: DictConfig, key: str) -> None:
 
 
 def _compare_with_experiment(
-    values: dict[str, Any],
-    pure: dict[str, Any],
-    chosen: Mapping[str, str | None],
-    changes: list[Override],
+    values: dict[str, Any], pure: dict[str, Any], chosen: Mapping[str, str | None], changes: list[Override]
 ) -> None:
     """Refuse another algorithm than the experiment's; drop its score if anything else differs.
 
@@ -228,6 +223,4 @@ def _omegaconf_line(error: OmegaConfBaseException, config: DictConfig) -> str:
     value: Any = OmegaConf.to_container(config, resolve=False)
     for part in re.findall(r"[^.\[\]]+", where):
         value = value[int(part)] if isinstance(value, list) else value.get(part)
-    return (
-        f"{shown(where, value)}: {' '.join(reason.split())}." if where else " ".join(reason.split())
-    )
+    return f"{shown(where, value)}: {' '.join(reason.split())}." if where else " ".join(reason.split())

@@ -136,9 +136,7 @@ def compose(overrides: Iterable[str] = ()) -> dict[str, Any]:
     return composition.compose(overrides, verbatim=set(messages.texts(Config)))
 
 
-def validated(
-    section: type[SectionT], values: Mapping[str, Any] | BaseModel, prefix: str = ""
-) -> SectionT:
+def validated(section: type[SectionT], values: Mapping[str, Any] | BaseModel, prefix: str = "") -> SectionT:
     """*values* as *section*, which stands at *prefix*; `ConfigError` with one line per mistake."""
     try:
         return section.model_validate(values)

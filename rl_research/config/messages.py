@@ -37,8 +37,7 @@ def explain(error: ValidationError, section: type[BaseModel], prefix: str = "") 
     for details in error.errors():
         by_setting.setdefault(_setting(details, section), []).append(details)
     return "\n".join(
-        _line(where, found, section, f"{prefix}." if prefix else "")
-        for where, found in by_setting.items()
+        _line(where, found, section, f"{prefix}." if prefix else "") for where, found in by_setting.items()
     )
 
 
@@ -70,9 +69,7 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 def shown(where: str, value: object) -> str:
     """``where=value`` as one would type it, or *where* alone if the value may be a secret."""
-    secret = where.startswith("storage.options") or (
-        where == "storage" and not isinstance(value, str | None)
-    )
+    secret = where.startswith("storage.options") or (where == "storage" and not isinstance(value, str | None))
     return where if secret else f"{where}={_short(spelt(value))}"
 
 
@@ -146,9 +143,7 @@ def _reason(details: ErrorDetails) -> str:
 
 def _similar_setting(where: str, section: type[BaseModel], prefix: str) -> str:
     known = [path for path, _ in leaves(section)]
-    sections = [
-        name for name in section.model_fields if _model(section.model_fields[name].annotation)
-    ]
+    sections = [name for name in section.model_fields if _model(section.model_fields[name].annotation)]
     by_leaf = {path.rsplit(".", 1)[-1]: path for path in reversed(known)}
     leaf = _nearest(where.rsplit(".", 1)[-1], by_leaf)
     near = _nearest(where, [*known, *sections]) or (by_leaf[leaf] if leaf else None)

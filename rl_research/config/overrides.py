@@ -38,9 +38,7 @@ def read(offered: Offer, overrides: Iterable[str]) -> tuple[dict[str, str], list
         elif re.match(r"hydra([./@]|$)", key):
             raise ConfigError(f"'{line}': hydra settings are not part of an experiment.")
         elif override.package is not None:
-            raise ConfigError(
-                f"'{line}': a package is not part of an experiment; write {key}=NAME."
-            )
+            raise ConfigError(f"'{line}': a package is not part of an experiment; write {key}=NAME.")
         elif key not in offered:
             changes.append(override)
         else:

@@ -66,9 +66,7 @@ class Experiment(Section):
     log_every: Count = Field(1_000, description="environment steps between metric rows")
     torch_threads: Count = Field(1, description="threads of torch; part of what a seed means")
     published: Published | None = Field(
-        None,
-        description="the score to compare with",
-        examples=[{"mean": 500.0, "source": "a paper"}],
+        None, description="the score to compare with", examples=[{"mean": 500.0, "source": "a paper"}]
     )
 
 
@@ -90,9 +88,7 @@ class Env(Section):
     normalize: bool | Arguments = Field(
         False, description="VecNormalize: true, or its arguments", examples=["true"]
     )
-    max_episode_steps: Count | None = Field(
-        None, description="truncate episodes after", examples=[500]
-    )
+    max_episode_steps: Count | None = Field(None, description="truncate episodes after", examples=[500])
     vec_env: Literal["dummy", "subproc"] = Field("dummy", description="one process or many")
     kwargs: Arguments = Field(default_factory=FrozenDict, description="arguments of gymnasium.make")
 
@@ -164,9 +160,7 @@ class Storage(Section):
         description="fsspec URL, also gs://BUCKET/PREFIX or a folder",
         examples=["s3://BUCKET/PREFIX"],
     )
-    options: Arguments = Field(
-        default_factory=FrozenDict, description="options of the fsspec class"
-    )
+    options: Arguments = Field(default_factory=FrozenDict, description="options of the fsspec class")
     lease: Seconds = Field(
         60.0, description="seconds of silence after which another machine takes a run over"
     )
@@ -174,6 +168,4 @@ class Storage(Section):
     retry_for: Annotated[Number, Field(ge=0)] = Field(
         900.0, description="seconds over which connection failures are tried again"
     )
-    flush_timeout: Seconds = Field(
-        600.0, description="seconds that uploads may take once the run is done"
-    )
+    flush_timeout: Seconds = Field(600.0, description="seconds that uploads may take once the run is done")

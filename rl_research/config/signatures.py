@@ -72,9 +72,7 @@ def check_value(where: str, key: str, value: Any, annotation: Any, hint: str = "
     """Raise `ConfigError` if *value* fits no type of *annotation*, or is out of *key*'s range."""
     kinds = plain_kinds(annotation)
     if not kinds:
-        raise ConfigError(
-            f"{shown(where, value)}: it takes an object, which no configuration can name."
-        )
+        raise ConfigError(f"{shown(where, value)}: it takes an object, which no configuration can name.")
     if not any(_fits(value, kind) for kind in kinds):
         expected = " or ".join(sorted({_kind_name(kind) for kind in kinds}))
         raise ConfigError(f"{shown(where, value)}: should be {expected}{hint}.")
@@ -126,9 +124,7 @@ def _fits_one(value: Any, kind: Any) -> bool:
         return True
     origin, inner = typing.get_origin(kind) or kind, typing.get_args(kind)
     if origin in (int, float):
-        return not isinstance(value, bool) and isinstance(
-            value, int | float if origin is float else int
-        )
+        return not isinstance(value, bool) and isinstance(value, int | float if origin is float else int)
     if origin is tuple:
         fits = isinstance(value, list | tuple) and (not inner or len(value) == len(inner))
         return fits and all(map(_fits, value, inner))

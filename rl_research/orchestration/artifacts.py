@@ -23,11 +23,7 @@ from prefect.artifacts import (
     update_progress_artifact,
 )
 from prefect.client.schemas.actions import ArtifactCreate, ArtifactUpdate
-from prefect.client.schemas.filters import (
-    ArtifactFilter,
-    ArtifactFilterFlowRunId,
-    ArtifactFilterKey,
-)
+from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId, ArtifactFilterKey
 from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
 from rl_research.checkpoints import FOLDER, Checkpoint
@@ -131,9 +127,7 @@ def publish_deliveries(outcomes: Sequence[Mapping[str, Any]]) -> None:
 def publish_summary(run: Run) -> None:
     """Show the scores and the learning curve."""
     with _guarded("the summary"):
-        create_markdown_artifact(
-            markdown=summary_markdown(run.dir), key=_key(f"summary-{run.config.run_id}")
-        )
+        create_markdown_artifact(markdown=summary_markdown(run.dir), key=_key(f"summary-{run.config.run_id}"))
 
 
 def publish_study(study: Mapping[str, Any]) -> None:
@@ -146,13 +140,7 @@ def publish_pruned(found: Sequence[Pruned], dry_run: bool) -> None:
     """Show what went from each place, what was left alone, and why."""
     verb = "would go" if dry_run else "gone"
     table = [
-        {
-            "place": one.place,
-            "what": verb,
-            "path": r.path,
-            "size": shown_size(r.size),
-            "why": r.reason,
-        }
+        {"place": one.place, "what": verb, "path": r.path, "size": shown_size(r.size), "why": r.reason}
         for one in found
         for r in one.removed
     ]
@@ -168,17 +156,7 @@ def publish_pruned(found: Sequence[Pruned], dry_run: bool) -> None:
 
 def publish_sync(outcomes: Sequence[Outcome]) -> None:
     """Show what came of each run that a sync looked at; what had arrived before is left out."""
-    names = (
-        "run_id",
-        "state",
-        "rows",
-        "rows_recorded",
-        "files",
-        "artifacts",
-        "url",
-        "reason",
-        "remedy",
-    )
+    names = ("run_id", "state", "rows", "rows_recorded", "files", "artifacts", "url", "reason", "remedy")
     shown = [outcome for outcome in outcomes if outcome.state != "unchanged"]
     with _guarded("the table of runs"):
         create_table_artifact(
@@ -192,16 +170,12 @@ def publish_synced_link(outcome: Outcome) -> None:
     """Let the flow run that trained the run link to its page, now that it has one."""
     if outcome.flow_run_id is None or not outcome.url:
         return
-    key, link = (
-        _key(f"wandb-{outcome.run_id}"),
-        f"[W&B run {outcome.run_id} (synced)]({outcome.url})",
-    )
+    key, link = (_key(f"wandb-{outcome.run_id}"), f"[W&B run {outcome.run_id} (synced)]({outcome.url})")
     with _guarded("the W&B link"), get_client(sync_client=True) as client:
         flow_run_id = UUID(outcome.flow_run_id)
         found = client.read_artifacts(
             artifact_filter=ArtifactFilter(
-                key=ArtifactFilterKey(any_=[key]),
-                flow_run_id=ArtifactFilterFlowRunId(any_=[flow_run_id]),
+                key=ArtifactFilterKey(any_=[key]), flow_run_id=ArtifactFilterFlowRunId(any_=[flow_run_id])
             )
         )
         for artifact in found:

@@ -163,9 +163,7 @@ def _parameters(given: Mapping[str, Any], flow: Flow[..., Any], complete: bool) 
     accepted = inspect.signature(flow.fn).parameters
     unknown = list(_unknown(given, accepted, f"a parameter of {flow.name}"))
     yield from unknown
-    required = {
-        name for name, parameter in accepted.items() if parameter.default is parameter.empty
-    }
+    required = {name for name, parameter in accepted.items() if parameter.default is parameter.empty}
     if unknown or ((missing := required - set(given)) and not complete):
         return
     if missing:
@@ -213,7 +211,6 @@ def _names(model: type[BaseModel]) -> set[str]:
 def _line(error: Exception) -> str:
     if isinstance(error, ValidationError):
         return "; ".join(
-            f"{'.'.join(map(str, found['loc'])) or 'it'}: {found['msg']}"
-            for found in error.errors()
+            f"{'.'.join(map(str, found['loc'])) or 'it'}: {found['msg']}" for found in error.errors()
         )
     return " ".join(str(error).split())

@@ -130,9 +130,7 @@ def _past_proxies() -> dict[str, str]:
     """The variables by which requests to this machine go to no proxy."""
     names = [name for name in ("no_proxy", "NO_PROXY") if os.environ.get(name)] or ["NO_PROXY"]
     known = {name: os.environ.get(name, "") for name in names}
-    return {
-        name: f"{hosts},{HOST}".lstrip(",") for name, hosts in known.items() if hosts.strip() != "*"
-    }
+    return {name: f"{hosts},{HOST}".lstrip(",") for name, hosts in known.items() if hosts.strip() != "*"}
 
 
 def _serve(descriptor: int) -> None:

@@ -14,11 +14,7 @@ from prefect import Flow
 from prefect.client.schemas.objects import State
 from prefect.events import Event
 from prefect.events.clients import PrefectEventsClient
-from prefect.events.worker import (
-    EventsWorker,
-    emit_events_to_cloud,
-    should_emit_events_to_running_server,
-)
+from prefect.events.worker import EventsWorker, emit_events_to_cloud, should_emit_events_to_running_server
 from prefect.settings import PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS
 
 from rl_research.errors import RLResearchError
@@ -29,10 +25,7 @@ _log = logging.getLogger(__name__)
 
 
 def call_flow(
-    flow: Flow[..., Any],
-    words: tuple[Any, ...],
-    api: EmbeddedAPI | None,
-    alone: Callable[[str], Any],
+    flow: Flow[..., Any], words: tuple[Any, ...], api: EmbeddedAPI | None, alone: Callable[[str], Any]
 ) -> Any:
     """What *flow* returned, or has ended with; where Prefect fails before, what *alone* does.
 

@@ -29,9 +29,7 @@ STATE = Path(".prefect-local")
 HOST = "127.0.0.1"  # nobody else on the network is asked for a password, so nobody else gets in
 _PORT = "4200"
 _STARTING = 180.0  # seconds; the first start of a server makes its database
-COMMITTING = (
-    60.0  # seconds for flow runs to commit: checkpoint.deadline, and what W&B needs to close
-)
+COMMITTING = 60.0  # seconds for flow runs to commit: checkpoint.deadline, and what W&B needs to close
 _ENDING = 20.0
 _STAT = Path("/proc/self/stat")  # Linux has it, with or without `ps`
 
@@ -107,9 +105,7 @@ class LocalServer:
     def env(self) -> dict[str, str]:
         """What its processes, and whoever talks to it, find in their environment."""
         home = self.state / "home"
-        home.mkdir(
-            parents=True, exist_ok=True
-        )  # Prefect makes its own, but not the folders above it
+        home.mkdir(parents=True, exist_ok=True)  # Prefect makes its own, but not the folders above it
         return {
             "PREFECT_HOME": str(home),
             "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
@@ -129,9 +125,7 @@ class LocalServer:
             self.server.start(self.env)
             _until(lambda: answers(self.url) or self.server.pid is None, _STARTING)
         if not answers(self.url):
-            raise ConfigError(
-                f"the server does not answer at {self.url}:{self.server.last_words()}"
-            )
+            raise ConfigError(f"the server does not answer at {self.url}:{self.server.last_words()}")
         (self.state / "url").write_text(self.url + "\n")
 
     def start_worker(self) -> None:

@@ -123,18 +123,14 @@ def _has_started(history: Sequence[State[Any]]) -> bool:
 
 
 def _was_stopped(state: State[Any]) -> bool:
-    return state.is_crashed() and (
-        state.name == PREEMPTED or bool(_TERMINATED.search(state.message or ""))
-    )
+    return state.is_crashed() and (state.name == PREEMPTED or bool(_TERMINATED.search(state.message or "")))
 
 
 def _is_being_cancelled(history: Sequence[State[Any]]) -> bool:
     """Whether somebody has asked for it since the flow run was last scheduled."""
     asked = False
     for state in history:
-        asked = (
-            asked or state.is_cancelling() or state.is_cancelled()
-        ) and not state.is_scheduled()
+        asked = (asked or state.is_cancelling() or state.is_cancelled()) and not state.is_scheduled()
     return asked
 
 

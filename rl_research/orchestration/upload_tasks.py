@@ -69,9 +69,7 @@ class ByTask:
 
     def _run(self, upload: Upload, checkpoint: Checkpoint) -> None:
         if not pipeline.api_answers():
-            _log.warning(
-                "Prefect's API does not answer: step %d has no task", checkpoint.global_step
-            )
+            _log.warning("Prefect's API does not answer: step %d has no task", checkpoint.global_step)
             upload(checkpoint)
             return
         tried = _Tried(upload, self)

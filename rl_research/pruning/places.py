@@ -6,15 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from rl_research.checkpoints import (
-    FOLDER,
-    MANIFEST,
-    Checkpoint,
-    is_url,
-    kept,
-    list_checkpoints,
-    remove,
-)
+from rl_research.checkpoints import FOLDER, MANIFEST, Checkpoint, is_url, kept, list_checkpoints, remove
 from rl_research.config import did_you_mean
 from rl_research.errors import ConfigError, StorageError
 from rl_research.pruning.budget import enforce_budget
@@ -56,9 +48,7 @@ def _runs_in(place: str, rules: Rules) -> Iterator[str]:
     if not is_url(place):
         folder = Path(place).expanduser()
         if not folder.is_dir():
-            known = (
-                [path.name for path in folder.parent.glob("*/")] if folder.parent.is_dir() else []
-            )
+            known = [path.name for path in folder.parent.glob("*/")] if folder.parent.is_dir() else []
             raise ConfigError(
                 f"{place}: no folder of runs there.{did_you_mean(folder.name, known)} "
                 "Give a folder such as runs, a run folder, or a URL such as s3://BUCKET/PREFIX."
@@ -111,9 +101,7 @@ def _prune_folder(folder: Path, rules: Rules, result: Pruned) -> None:
             result.spare(str(folder), str(error))
 
 
-def _removals(
-    store: Store, entries: Mapping[str, Entry], rules: Rules
-) -> tuple[list[Removal], int]:
+def _removals(store: Store, entries: Mapping[str, Entry], rules: Rules) -> tuple[list[Removal], int]:
     """What goes from a run's checkpoints, and how many files nobody knows the age of."""
     unwanted = list(_not_kept(store, entries, rules))
     removals = [_of_checkpoint(checkpoint, entries) for checkpoint in unwanted]
@@ -149,10 +137,7 @@ def _not_kept(store: Store, entries: Mapping[str, Entry], rules: Rules) -> Itera
 def _of_checkpoint(checkpoint: Checkpoint, entries: Mapping[str, Entry]) -> Removal:
     own = [entry.size for name, entry in entries.items() if name.startswith(f"{checkpoint.name}/")]
     return Removal(
-        checkpoint.address,
-        sum(own),
-        "the run's retention does not keep it",
-        lambda: remove(checkpoint),
+        checkpoint.address, sum(own), "the run's retention does not keep it", lambda: remove(checkpoint)
     )
 
 

@@ -80,9 +80,7 @@ def svg(draw: Draw, width: int, height: int, name: str, label: str, kind: str = 
     with _styled(name):
         buffer = io.StringIO()
         nothing = {"Date": None, "Creator": None, "Format": None, "Type": None}
-        _figure(draw, width, height).savefig(
-            buffer, format="svg", transparent=True, metadata=nothing
-        )
+        _figure(draw, width, height).savefig(buffer, format="svg", transparent=True, metadata=nothing)
     return _inline(buffer.getvalue(), name, label, kind)
 
 
@@ -124,9 +122,7 @@ def metric(series: Series) -> Draw:
     return draw
 
 
-def returns_histogram(
-    returns: Floats, interval: Interval | None, references: Sequence[Reference]
-) -> Draw:
+def returns_histogram(returns: Floats, interval: Interval | None, references: Sequence[Reference]) -> Draw:
     """How often each return occurred, with the mean, its interval and *references* as lines."""
 
     def draw(axes: Axes) -> None:

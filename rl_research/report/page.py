@@ -59,9 +59,7 @@ def summary_markdown(run_dir: Path) -> str:
     if run.mean is not None:
         lines.append(f"**{plus_minus(run.mean, run.std)}** {_markdown(run.meaning)}.")
     if (interval := run.interval) is not None:
-        lines.append(
-            f"95 % interval of the mean: {number(interval.low)} to {number(interval.high)}."
-        )
+        lines.append(f"95 % interval of the mean: {number(interval.low)} to {number(interval.high)}.")
     lines += [_markdown(sentence) for sentence in run.verdicts]
     if picture := _learning_curve_png(run):
         data = base64.b64encode(picture).decode()
@@ -111,9 +109,7 @@ class Run(RunFolder):
             words.append(_against_published(mean, published, self.interval))
         if mean is not None and self.threshold is not None:
             solved = "solved" if mean >= self.threshold else "not solved"
-            words.append(
-                f"{self.text('env')} is {solved}: its threshold is {number(self.threshold)}."
-            )
+            words.append(f"{self.text('env')} is {solved}: its threshold is {number(self.threshold)}.")
         return words
 
     @property
@@ -190,9 +186,7 @@ class Run(RunFolder):
     def resume_command(self) -> str:
         """The command line that continues it."""
         words = self.overrides
-        named = [w for w in words if re.match(r"\+*run_id=", w)] or [
-            f"run_id={self.text('run_id')}"
-        ]
+        named = [w for w in words if re.match(r"\+*run_id=", w)] or [f"run_id={self.text('run_id')}"]
         return shlex.join(["rl-research", "train", *[w for w in words if w not in named], *named])
 
     @property
@@ -209,10 +203,7 @@ class Run(RunFolder):
     @property
     def links(self) -> dict[str, str]:
         """Where else this run can be seen; only web addresses are links."""
-        known = (
-            ("W&B run", self.wandb.get("url")),
-            ("Prefect flow run", self.text("flow_run_url")),
-        )
+        known = (("W&B run", self.wandb.get("url")), ("Prefect flow run", self.text("flow_run_url")))
         return {label: url for label, url in known if isinstance(url, str) and _WEB.match(url)}
 
 
@@ -234,11 +225,7 @@ def duration(value: object) -> str:
     minutes, seconds = divmod(round(seconds), 60)
     if minutes == 0:
         return f"{seconds} s"
-    return (
-        f"{minutes} min {seconds:02} s"
-        if minutes < 60
-        else f"{minutes // 60} h {minutes % 60:02} min"
-    )
+    return f"{minutes} min {seconds:02} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02} min"
 
 
 def size(value: float) -> str:

@@ -82,9 +82,7 @@ class RunFolder:
     @property
     def checkpoints(self) -> list[dict[str, Any]]:
         """What the manifests say, by step."""
-        manifests = [
-            _mapping(_json(p)) for p in self.folder.glob("checkpoints/step-*/manifest.json")
-        ]
+        manifests = [_mapping(_json(p)) for p in self.folder.glob("checkpoints/step-*/manifest.json")]
         for manifest in manifests:
             files = [_mapping(file) for file in _mapping(manifest.get("files")).values()]
             manifest["bytes"] = sum(finite(file.get("size")) or 0 for file in files)

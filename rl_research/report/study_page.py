@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def write_study(study: Mapping[str, Any]) -> Path:
-    """Write ``report.html`` into the folder of *study*, a `rl_research.studies.study.result`; return its path."""
+    """Write ``report.html`` into the folder of *study*, a `studies.result`; return its path."""
     from jinja2 import Environment, FileSystemLoader
     from markupsafe import Markup
 

@@ -11,12 +11,7 @@ from rl_research.tracking import provenance
 
 #: Settings that may change between segments without changing a bit of the result.
 _FREE = frozenset(
-    {
-        "experiment.name",
-        "experiment.total_timesteps",
-        "experiment.published",
-        "experiment.log_every",
-    }
+    {"experiment.name", "experiment.total_timesteps", "experiment.published", "experiment.log_every"}
 )
 _COMPARED = ("experiment", "algorithm", "env")
 

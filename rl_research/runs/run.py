@@ -198,9 +198,7 @@ def published(config: Config) -> dict[str, Any] | None:
 def _write_description(folder: Path, config: Config, overrides: Sequence[str]) -> None:
     text = yaml.safe_dump(described(config), sort_keys=False, allow_unicode=True)
     write_atomically(folder / DESCRIPTION, text.encode())
-    lines = "".join(
-        f"{without_password(line)}\n" for line in overrides if "storage.options" not in line
-    )
+    lines = "".join(f"{without_password(line)}\n" for line in overrides if "storage.options" not in line)
     write_atomically(folder / "overrides.txt", lines.encode())
 
 

@@ -77,9 +77,7 @@ def probability_of_improvement(x: ArrayLike, y: ArrayLike) -> float:
     """
     ours, theirs = _by_task(x), _by_task(y)
     if ours.shape[1] != theirs.shape[1]:
-        raise ValueError(
-            f"x has {ours.shape[1]} tasks and y has {theirs.shape[1]}: compare the same"
-        )
+        raise ValueError(f"x has {ours.shape[1]} tasks and y has {theirs.shape[1]}: compare the same")
     wins = (ours[:, None] > theirs[None]) + 0.5 * (ours[:, None] == theirs[None])
     return float(wins.mean())
 

@@ -101,14 +101,10 @@ class FileSystem:
         progress = Progress()
         if not self.is_async:
             client = self.client
-            self._in_time(
-                lambda: client.get_file(path, str(target), callback=progress), client, progress
-            )
+            self._in_time(lambda: client.get_file(path, str(target), callback=progress), client, progress)
             return
         more = {"chunksize": multipart.PART} if self._is_s3 else {}
-        self._wait_for(
-            lambda: self.client._get_file(path, str(target), callback=progress, **more), progress
-        )
+        self._wait_for(lambda: self.client._get_file(path, str(target), callback=progress, **more), progress)
 
     def unfinished(self) -> list[unfinished_uploads.Unfinished]:
         """The uploads below the root that were begun and not completed; none where nothing tells of them."""
@@ -229,9 +225,7 @@ class FileSystem:
 
     def _wait_for(self, work: Callable[[], Awaitable[T]], progress: Progress | None = None) -> T:
         """The result of *work* on fsspec's loop, given up when it stands still."""
-        watched: T = sync(
-            self.client.loop, unless_stalled, work, progress or Progress(), self.timeout
-        )
+        watched: T = sync(self.client.loop, unless_stalled, work, progress or Progress(), self.timeout)
         return watched
 
     def _put_whole(self, path: str, content: bytes | Path) -> None:

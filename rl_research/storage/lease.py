@@ -117,15 +117,11 @@ class StoreLease:
         self.check()
         with self._lock:
             if self._ended.is_set():  # an upload that its run has given up
-                raise StorageError(
-                    f"run_id={self.run_id}: the run has ended, and its lease with it"
-                )
+                raise StorageError(f"run_id={self.run_id}: the run has ended, and its lease with it")
             self._look_after(self._open_store())
         self.check()
         if not self._held:
-            raise NotYetOurs(
-                f"run_id={self.run_id}: whose run this is in the store is not known yet"
-            )
+            raise NotYetOurs(f"run_id={self.run_id}: whose run this is in the store is not known yet")
 
     def _watch(self, store: Store, holder: Mapping[str, Any], on_wait: Callable[[], None]) -> None:
         """Wait whether *holder* shows a sign of life; `ConfigError` if it does."""

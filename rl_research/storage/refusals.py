@@ -126,9 +126,7 @@ def _by_kind(error: BaseException) -> tuple[str, str] | None:
 
 
 def _remedy(what: str, scheme: str) -> str:
-    sources = _SOURCES.get(
-        _SAME.get(scheme, scheme), "the client's own variables or storage.options"
-    )
+    sources = _SOURCES.get(_SAME.get(scheme, scheme), "the client's own variables or storage.options")
     remedies = {
         _DENIED: "Give these credentials the right to list, read, write and delete there, or use others: "
         f"{sources}.",

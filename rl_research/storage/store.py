@@ -60,10 +60,7 @@ class Store:
     """
 
     def __init__(
-        self,
-        url: str | os.PathLike[str],
-        options: Mapping[str, Any] | None = None,
-        timeout: float = TIMEOUT,
+        self, url: str | os.PathLike[str], options: Mapping[str, Any] | None = None, timeout: float = TIMEOUT
     ):
         self._files = FileSystem(os.fspath(url), options or {}, timeout)
         self.url = self._files.url

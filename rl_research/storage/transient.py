@@ -96,9 +96,7 @@ def is_transient(error: BaseException) -> bool:
     The outermost cause that can tell decides. Optional clients are recognised by the names of their
     exceptions, so none is imported.
     """
-    return next(
-        (verdict for cause in causes(error) if (verdict := _verdict(cause)) is not None), False
-    )
+    return next((verdict for cause in causes(error) if (verdict := _verdict(cause)) is not None), False)
 
 
 def causes(error: BaseException) -> Iterator[BaseException]:

@@ -68,9 +68,7 @@ async def _described(fs: Any, bucket: str, prefix: str, upload: Any) -> Unfinish
     return _upload(prefix, upload, size, times)
 
 
-def _upload(
-    prefix: str, upload: Any, size: int | None, times: list[datetime.datetime]
-) -> Unfinished:
+def _upload(prefix: str, upload: Any, size: int | None, times: list[datetime.datetime]) -> Unfinished:
     name = upload["Key"].removeprefix(prefix)
     return Unfinished(name, upload["UploadId"], size, max(times).timestamp())
 

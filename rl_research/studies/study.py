@@ -80,14 +80,10 @@ def plan(
     if not _NAME.fullmatch(name):
         raise ConfigError(f"study '{name}': use 1 to 40 letters, digits, '-' and '_' as its name.")
     if not seeds or len(set(seeds)) < len(seeds):
-        raise ConfigError(
-            f"study {name}: seeds={list(seeds)}: give each seed once, and one at least."
-        )
+        raise ConfigError(f"study {name}: seeds={list(seeds)}: give each seed once, and one at least.")
     for word in (*overrides, *(word for more in grid for word in more)):
         if word.lstrip("+").startswith(_OWN):
-            raise ConfigError(
-                f"'{word}': a study gives each member its own; use seeds and the name."
-            )
+            raise ConfigError(f"'{word}': a study gives each member its own; use seeds and the name.")
     members = [_member(name, overrides, more, seed) for more in (grid or [[]]) for seed in seeds]
     if len({member.run_id for member in members}) < len(members):
         raise ConfigError(f"study {name}: two entries of the grid are the same.")
@@ -105,10 +101,7 @@ def _member(name: str, overrides: Sequence[str], more: Sequence[str], seed: int)
 
 
 def run(
-    study: Study,
-    stop: StopRequest,
-    at_a_time: int = 1,
-    find_api: Callable[[], str | None] = lambda: None,
+    study: Study, stop: StopRequest, at_a_time: int = 1, find_api: Callable[[], str | None] = lambda: None
 ) -> None:
     """Run every member that is not finished, *at_a_time* processes at once; failures stop nobody else.
 
@@ -169,9 +162,7 @@ def result(study: Study) -> dict[str, Any]:
     found = {
         "name": study.name,
         "folder": str(study.folder),
-        "settings": [
-            _setting(name, [m for m in study.members if m.setting == name]) for name in settings
-        ],
+        "settings": [_setting(name, [m for m in study.members if m.setting == name]) for name in settings],
         "failed": [m.run_id for m in study.members if m.record.get("status") != "finished"],
     }
     text = json.dumps(found, indent=2) + "\n"

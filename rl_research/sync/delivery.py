@@ -83,9 +83,7 @@ def _prepare(
         return outcome_of(run.ledger, run.place, "blocked", reason=reason, remedy="")
 
 
-def _positions(
-    jobs: Sequence[Job], account: Account, policy: Policy
-) -> list[tuple[Job, Verdict | None]]:
+def _positions(jobs: Sequence[Job], account: Account, policy: Policy) -> list[tuple[Job, Verdict | None]]:
     """Ask the server how far each run is; a verdict where nothing can be sent.
 
     If it does not answer for the first, it is not asked for the others.
@@ -172,9 +170,7 @@ def _begun(job: Job) -> Outcome | None:
     )
 
 
-def _send_copies(
-    jobs: Sequence[Job], attempt: Path, account: Account
-) -> Iterator[tuple[LocalRun, Outcome]]:
+def _send_copies(jobs: Sequence[Job], attempt: Path, account: Account) -> Iterator[tuple[LocalRun, Outcome]]:
     if jobs:
         sent = send(
             [copy for job in jobs for copy in job.copies],

@@ -27,9 +27,7 @@ def key_of(run: LocalRun) -> Key:
     return run.folder, run.run_id
 
 
-def locks_of(
-    runs: Sequence[LocalRun], stack: ExitStack
-) -> Mapping[Key, IO[str] | Exception | None]:
+def locks_of(runs: Sequence[LocalRun], stack: ExitStack) -> Mapping[Key, IO[str] | Exception | None]:
     """Hold *runs* until the end of *stack*: each one's locked file, None where a lease takes its place.
 
     Or what speaks against it: `Taken`, or what the disk has said.
@@ -54,8 +52,7 @@ def _leases_of(runs: Sequence[LocalRun], stack: ExitStack) -> dict[Key, Exceptio
 
     root = os.path.commonpath([run.folder for run in runs])
     names = {
-        key_of(run): (run.folder.relative_to(root) / _LEASE.format(run.run_id)).as_posix()
-        for run in runs
+        key_of(run): (run.folder.relative_to(root) / _LEASE.format(run.run_id)).as_posix() for run in runs
     }
     stores = stack.enter_context(Stores(root))
     hold = stack.enter_context(gateways.holding(stores, list(names.values())))

@@ -67,9 +67,7 @@ class LocalRun:
         ]
 
 
-def find(
-    paths: Iterable[str | os.PathLike[str]], *, include_online: bool = False
-) -> list[LocalRun]:
+def find(paths: Iterable[str | os.PathLike[str]], *, include_online: bool = False) -> list[LocalRun]:
     """The runs in *paths*: logs, segments, W&B folders, run folders or anything above them.
 
     Raises `ConfigError` for a path that is not there.
@@ -101,9 +99,7 @@ def read_again(run: LocalRun) -> LocalRun:
 
 def _runs_in(path: Path, *, include_online: bool) -> Iterator[LocalRun]:
     if not path.exists():
-        raise ConfigError(
-            f"{path}: nothing there. Name a runs folder, a run folder, a W&B folder or a URL."
-        )
+        raise ConfigError(f"{path}: nothing there. Name a runs folder, a run folder, a W&B folder or a URL.")
     path = path.absolute()
     if path.is_file():
         if path.suffix != ".wandb":
@@ -152,9 +148,7 @@ def _grouped(folder: Path, names: Iterable[str], chosen: Iterable[str]) -> Itera
     """
     ledgers_there = {run_id for name in names if (run_id := ledgers.run_id_of(name))}
     segments = {
-        name: found
-        for name in sorted(chosen, key=_name_without_mode)
-        if (found := _log_of(folder / name))
+        name: found for name in sorted(chosen, key=_name_without_mode) if (found := _log_of(folder / name))
     }
     run_ids = {_run_id_of(log) for log, _ in segments.values()} | ledgers_there
     groups: dict[str, list[str]] = {}

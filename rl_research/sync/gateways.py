@@ -47,9 +47,7 @@ class Hold:
         self._me = new_holder()
         self._seconds = SILENCE
         self._taken_at = 0.0
-        self._silent: dict[
-            str, dict[str, Any]
-        ] = {}  # what another machine's process had, if it has
+        self._silent: dict[str, dict[str, Any]] = {}  # what another machine's process had, if it has
         self._ended = threading.Event()
         self._pool = ThreadPoolExecutor(_AT_A_TIME)
         self._thread = threading.Thread(target=self._renew, daemon=True, name="sync leases")

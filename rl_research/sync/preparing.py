@@ -39,9 +39,7 @@ class Job:
         chosen = {facts.log for facts in self.logs}
         known = self.run.ledger.segments
         others = sum(
-            known[name]["rows"]
-            for name, log in self.run.logs.items()
-            if log not in chosen and name in known
+            known[name]["rows"] for name, log in self.run.logs.items() if log not in chosen and name in known
         )
         return others + sum(part.rows for part in self.left_out)
 
@@ -76,22 +74,15 @@ def job_of(run: LocalRun, lock: IO[str] | None, policy: Policy) -> Job | Verdict
         run = read_again(run)
         logs = [scan(run.logs[name], run.home) for name in names]
     job = Job(
-        run,
-        sorted(filter(_has_a_run, logs), key=lambda facts: facts.start),
-        _problems(run.home, logs),
-        lock,
+        run, sorted(filter(_has_a_run, logs), key=lambda facts: facts.start), _problems(run.home, logs), lock
     )
     if not job.logs:
-        return Verdict(
-            "blocked", " ".join(job.problems) or "its log holds no run", "Remove its folder."
-        )
+        return Verdict("blocked", " ".join(job.problems) or "its log holds no run", "Remove its folder.")
     projects = {(facts.entity, facts.project) for facts in job.logs}
     if len(projects) > 1:
         named = ", ".join(sorted("/".join(filter(None, parts)) for parts in projects))
         return Verdict(
-            "blocked",
-            f"its segments name several projects: {named}",
-            "Keep them in folders of their own.",
+            "blocked", f"its segments name several projects: {named}", "Keep them in folders of their own."
         )
     return job
 

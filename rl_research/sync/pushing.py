@@ -45,9 +45,7 @@ def push(
                 outcome = _pushed(run, stores)
             except Exception as error:  # noqa: BLE001  # what is neither is raised again
                 verdict = why(error)
-                outcome = outcome_of(
-                    run.ledger, run.place, verdict.state, reason=verdict.reason, remedy=""
-                )
+                outcome = outcome_of(run.ledger, run.place, verdict.state, reason=verdict.reason, remedy="")
             told(outcome)
             outcomes.append(outcome)
     return outcomes
@@ -117,7 +115,5 @@ def _missing(stores: Stores, files: Mapping[str, Path]) -> dict[str, Path]:
     return {
         name: path
         for name, path in files.items()
-        if sizes.get(name) != path.stat().st_size
-        or path.name == RECORD
-        or path.parent.name == _FILES
+        if sizes.get(name) != path.stat().st_size or path.name == RECORD or path.parent.name == _FILES
     }

@@ -99,11 +99,7 @@ class _Stage:
 
 @contextmanager
 def staged(
-    url: str,
-    options: Mapping[str, Any] | None = None,
-    *,
-    include_online: bool = False,
-    to_send: bool = True,
+    url: str, options: Mapping[str, Any] | None = None, *, include_online: bool = False, to_send: bool = True
 ) -> Iterator[list[LocalRun]]:
     """The runs at *url* that may have something to deliver, in a local folder until the end.
 
@@ -127,9 +123,7 @@ def staged(
             _bring_back(stage, before)
 
 
-def _fetched(
-    url: str, options: Mapping[str, Any] | None, stack: ExitStack, *, to_send: bool
-) -> _Stage:
+def _fetched(url: str, options: Mapping[str, Any] | None, stack: ExitStack, *, to_send: bool) -> _Stage:
     """Fetch what may have something to deliver; *stack* ends what that needs until the runs are synced."""
     stores = stack.enter_context(Stores(url, options))
     homes = _homes_at(stores)
@@ -230,9 +224,7 @@ def _fetch(store: Store, name: str, target: Path, leave_out: Container[str] = ()
 def _notes(stage: Path) -> dict[Path, bytes]:
     """What a sync writes: ledgers, and the records of runs."""
     return {
-        path: path.read_bytes()
-        for pattern in ("sync-*.json", "run.json")
-        for path in stage.rglob(pattern)
+        path: path.read_bytes() for pattern in ("sync-*.json", "run.json") for path in stage.rglob(pattern)
     }
 
 

@@ -35,9 +35,7 @@ def _made() -> tuple[Path, IO[str]]:
         with suppress(FileNotFoundError):
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX)
-            except (
-                OSError
-            ):  # a disk without locks: nobody may sweep it, so it stays if we are killed
+            except OSError:  # a disk without locks: nobody may sweep it, so it stays if we are killed
                 (folder / _IN_USE).unlink()
                 return folder, lock
             if os.path.samestat((folder / _IN_USE).stat(), os.fstat(lock.fileno())):

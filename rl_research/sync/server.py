@@ -112,9 +112,7 @@ def ask(account: Account, entity: str, project: str, run_id: str) -> RunThere | 
     Raises `Refused` (401, 403) and, after some tries, `Unreachable`.
     """
     variables = {"project": project or None, "entity": entity or None, "name": run_id}
-    data = _post(
-        account, {"query": _QUERY, "variables": variables, "operationName": "RunResumeStatus"}
-    )
+    data = _post(account, {"query": _QUERY, "variables": variables, "operationName": "RunResumeStatus"})
     if data is None:
         return None
     bucket = (data.get("model") or {}).get("bucket")

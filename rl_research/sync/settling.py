@@ -45,9 +45,7 @@ def note_delivery(
     ledger.artifacts = artifacts + (0 if whole else ledger.artifacts)
     ledger.path = "/".join(filter(None, job.path))
     project_and_id = "/".join(job.path[1:])
-    ledger.url = next(
-        (url for path, url in sent.urls.items() if path.endswith(project_and_id)), ledger.url
-    )
+    ledger.url = next((url for path, url in sent.urls.items() if path.endswith(project_and_id)), ledger.url)
 
 
 def _note_segments(job: Job, *, delivered: bool) -> None:

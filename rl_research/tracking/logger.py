@@ -149,9 +149,7 @@ class ExperimentLogger(Whereabouts):
             if self.run is not None:
                 self.run.summary.update(row)
 
-    def log_image(
-        self, name: str, image: Any, step: int | None = None, caption: str | None = None
-    ) -> None:
+    def log_image(self, name: str, image: Any, step: int | None = None, caption: str | None = None) -> None:
         """Log an array, tensor, PIL image, matplotlib figure or picture file; see `media`."""
         self._check_open()
         pixels = media.image_pixels(image, check_name(name))
@@ -243,9 +241,7 @@ class ExperimentLogger(Whereabouts):
                 atexit.unregister(self._finish_at_exit)
                 open_loggers.unregister(self)
                 if self.run is not None:
-                    self.finished = wandb_finish.close_run(
-                        self._wandb, self.run, exit_code, patience
-                    )
+                    self.finished = wandb_finish.close_run(self._wandb, self.run, exit_code, patience)
 
     def __enter__(self) -> ExperimentLogger:
         return self

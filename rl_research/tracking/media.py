@@ -96,9 +96,7 @@ def _stack(video: Any, name: str) -> NDArray[Any]:
     if hasattr(video, "shape"):
         return _array(video, name)
     if not isinstance(video, Iterable):
-        raise LoggingError(
-            f"video {name!r} is of type {type(video).__name__}; give frames or a path."
-        )
+        raise LoggingError(f"video {name!r} is of type {type(video).__name__}; give frames or a path.")
     frames = [image_pixels(frame, f"{name}[{t}]") for t, frame in enumerate(video)]
     if not frames:
         raise LoggingError(f"video {name!r} has no frames. Record at least one.")

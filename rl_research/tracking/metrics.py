@@ -40,15 +40,11 @@ _FORBIDDEN = re.compile(r"[^A-Za-z0-9_./ -]+")
 def check_name(name: object) -> str:
     """*name*, if it may name a metric, an image or a video."""
     if not isinstance(name, str):
-        raise LoggingError(
-            f"metric name {name!r} is not a string. Use for instance 'custom/{name}'."
-        )
+        raise LoggingError(f"metric name {name!r} is not a string. Use for instance 'custom/{name}'.")
     if name == GLOBAL_STEP:
         raise LoggingError("'global_step' is the x axis of every chart. Give it as step=….")
     if len(name) > MAX_LENGTH:
-        raise LoggingError(
-            f"metric name {name[:40]!r}… has {len(name)} characters; {MAX_LENGTH} fit."
-        )
+        raise LoggingError(f"metric name {name[:40]!r}… has {len(name)} characters; {MAX_LENGTH} fit.")
     if not _NAME.fullmatch(name):
         raise LoggingError(
             f"{name!r} cannot name a metric: use letters, digits, '_', '-', '.' and inner spaces, "
@@ -158,12 +154,7 @@ class Names:
         self._given_step: dict[str, int] = {}
 
     def claim(
-        self,
-        names: Iterable[str],
-        kind: str,
-        step: int,
-        given: bool = True,
-        groups: Iterable[str] = (),
+        self, names: Iterable[str], kind: str, step: int, given: bool = True, groups: Iterable[str] = ()
     ) -> None:
         """Note that *names* are of *kind* and have reached *step*, or raise and note nothing.
 
@@ -275,10 +266,6 @@ class NotFinite:
     def mention(self, row: Row) -> None:
         """Look at a row that is about to be logged."""
         for name, value in row.items():
-            if (
-                isinstance(value, float)
-                and not math.isfinite(value)
-                and name not in self._mentioned
-            ):
+            if isinstance(value, float) and not math.isfinite(value) and name not in self._mentioned:
                 self._mentioned.add(name)
                 log.warning("metric '%s' is %s; it is logged as it is, and said once.", name, value)

@@ -40,11 +40,7 @@ def normalizer_statistics(normalizer: VecNormalize) -> bytes:
     """
     arrays: dict[str, Any] = {}
     for prefix, rms in _running_statistics(normalizer):
-        arrays |= {
-            f"{prefix}/mean": rms.mean,
-            f"{prefix}/var": rms.var,
-            f"{prefix}/count": rms.count,
-        }
+        arrays |= {f"{prefix}/mean": rms.mean, f"{prefix}/var": rms.var, f"{prefix}/count": rms.count}
     out = io.BytesIO()
     np.savez(out, **arrays)
     return out.getvalue()
@@ -65,8 +61,5 @@ def _running_statistics(normalizer: VecNormalize) -> list[tuple[str, Any]]:
     found: list[tuple[str, Any]] = [("ret", normalizer.ret_rms)]
     if normalizer.norm_obs:
         rms = normalizer.obs_rms
-        found += [
-            (f"obs/{key}", one)
-            for key, one in (rms if isinstance(rms, dict) else {"": rms}).items()
-        ]
+        found += [(f"obs/{key}", one) for key, one in (rms if isinstance(rms, dict) else {"": rms}).items()]
     return found

@@ -108,8 +108,7 @@ _ADDRESS = re.compile(r"\b0x[0-9a-fA-F]{4,}")
 def public(values: Mapping[Any, Any]) -> dict[str, Any]:
     """*values* as JSON can hold them, with everything that looks like a secret as ``***``."""
     return {
-        str(key): MASK if _is_secret(str(key), value) else _public(value)
-        for key, value in values.items()
+        str(key): MASK if _is_secret(str(key), value) else _public(value) for key, value in values.items()
     }
 
 

@@ -35,10 +35,7 @@ class RowWriter(KVWriter):
         self.step = 0
 
     def write(
-        self,
-        key_values: Mapping[str, Any],
-        key_excluded: Mapping[str, tuple[str, ...]],
-        step: int = 0,
+        self, key_values: Mapping[str, Any], key_excluded: Mapping[str, tuple[str, ...]], step: int = 0
     ) -> None:
         """Take SB3's values at *step*; what SB3 keeps from every other format stays out."""
         if step != self.step:

@@ -111,9 +111,7 @@ def _wandb_section(section: object) -> Wandb:
 
 def _from_environment() -> dict[str, Any]:
     found: dict[str, Any] = {
-        setting: os.environ[variable]
-        for variable, setting in ENVIRONMENT.items()
-        if os.environ.get(variable)
+        setting: os.environ[variable] for variable, setting in ENVIRONMENT.items() if os.environ.get(variable)
     }
     if "tags" in found:
         found["tags"] = [tag for tag in (t.strip() for t in found["tags"].split(",")) if tag]
@@ -135,8 +133,7 @@ def _run_id(given: str | None, settings: Mapping[str, Any]) -> str:
     run_id = str(run_id) if run_id is not None else secrets.token_hex(6)
     if not _RUN_ID.fullmatch(run_id):
         raise ConfigError(
-            f"run_id={run_id}: use 1 to 64 letters, digits, '-', '_' and '.'. "
-            "For instance run_id=my-run_1."
+            f"run_id={run_id}: use 1 to 64 letters, digits, '-', '_' and '.'. For instance run_id=my-run_1."
         )
     return run_id
 

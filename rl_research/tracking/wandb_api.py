@@ -58,13 +58,9 @@ class WandbApi:
         rows = [
             json.loads(line)
             for first in range(0, last + 1, _ROWS)
-            for line in self._run(_PAGE, path, first=first, end=first + _ROWS, size=_ROWS)[
-                "history"
-            ]
+            for line in self._run(_PAGE, path, first=first, end=first + _ROWS, size=_ROWS)["history"]
         ]
-        steps = frozenset(
-            step for row in rows if (step := _step(row)) is not None and _numbers(row)
-        )
+        steps = frozenset(step for row in rows if (step := _step(row)) is not None and _numbers(row))
         media = frozenset((name, step) for row in rows for name, step in _media(row))
         return Logged(steps, media)
 

@@ -21,9 +21,7 @@ _REFUSED = re.compile(r"returned error (4\d\d)")
 _LATER = ("408", "409", "425", "429")
 
 
-def add_references(
-    wandb: Any, artifact: Any, uri: str, files: Mapping[str, tuple[int, str]]
-) -> None:
+def add_references(wandb: Any, artifact: Any, uri: str, files: Mapping[str, tuple[int, str]]) -> None:
     """Let *artifact* name *files* below *uri* by size and SHA-256.
 
     `Artifact.add_reference` would ask the store, and need its SDK and credentials, for digests that
@@ -55,9 +53,7 @@ def log(run: Run, artifact: Any, aliases: Sequence[str], wait: float = 0.0) -> N
     if problem := _problem(handle, wait):
         text = f"W&B has not taken the artifact {artifact.name}: {problem}"
         refused = _REFUSED.search(problem)
-        raise (LoggingError if refused and refused.group(1) not in _LATER else ConnectionError)(
-            text
-        )
+        raise (LoggingError if refused and refused.group(1) not in _LATER else ConnectionError)(text)
 
 
 def _problem(handle: Any, seconds: float) -> str:

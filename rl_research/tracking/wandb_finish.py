@@ -20,14 +20,10 @@ log = logging.getLogger(__name__)
 
 _BLOCK, _HEADER = 32768, 7  # of the log file, which is in LevelDB's format
 _GRACE = 2.0  # seconds over ``finish_timeout`` before W&B's service is ended
-_ON_DISK = (
-    2.0  # seconds that the end of the log may take to reach the disk; it is flushed every second
-)
+_ON_DISK = 2.0  # seconds that the end of the log may take to reach the disk; it is flushed every second
 
 
-def close_run(
-    wandb: Any, run: Run, exit_code: int, patience: Callable[[], float] | None = None
-) -> bool:
+def close_run(wandb: Any, run: Run, exit_code: int, patience: Callable[[], float] | None = None) -> bool:
     """Finish *run* within its ``finish_timeout`` and while *patience* has seconds left.
 
     Online, the result is whether the server has every row, offline, whether the disk has. What is not

@@ -23,9 +23,7 @@ _MAGIC = b":W&B"
 _START = _MAGIC + b"\xe1\xbe\x00"
 
 
-def logged(
-    folder: Path, run_id: str, but: Path | None = None, kinds: str = "*run"
-) -> Logged | None:
+def logged(folder: Path, run_id: str, but: Path | None = None, kinds: str = "*run") -> Logged | None:
     """What the segments of *run_id* in *folder*, W&B's own, hold.
 
     *kinds* is how the names of their folders begin: ``offline-run``, ``run``, both. The segment in *but*

@@ -141,9 +141,7 @@ def _make_folder(settings: RunSettings) -> None:
         ) from None
 
 
-def _init(
-    wandb: Any, settings: RunSettings, config: dict[str, Any], mode: str, seconds: float = 60.0
-) -> Run:
+def _init(wandb: Any, settings: RunSettings, config: dict[str, Any], mode: str, seconds: float = 60.0) -> Run:
     if not settings.is_afterword:
         return _begun(wandb, settings, config, mode, seconds)
     with _without_the_environments_say(wandb):
@@ -164,9 +162,7 @@ def _without_the_environments_say(wandb: Any) -> Iterator[None]:
             setattr(read, name, value)
 
 
-def _begun(
-    wandb: Any, settings: RunSettings, config: dict[str, Any], mode: str, seconds: float
-) -> Run:
+def _begun(wandb: Any, settings: RunSettings, config: dict[str, Any], mode: str, seconds: float) -> Run:
     section = settings.wandb
     run: Run = wandb.init(
         mode=mode,

@@ -56,9 +56,7 @@ class CheckpointCallback(BaseCallback):
         self.extra_files = extra_files
         self.save_now = save_now
         self.on_commit = on_commit
-        self.newest: checkpoints.Checkpoint | None = (
-            None  # whose replay segments the next one shares
-        )
+        self.newest: checkpoints.Checkpoint | None = None  # whose replay segments the next one shares
         self._clock = StepClock(save_freq)
 
     def _on_training_start(self) -> None:

@@ -164,11 +164,7 @@ def check_env(config: Config) -> gym.Env[Any, Any]:
     env_id = config.env.id
     try:
         return gym.make(env_id, **_make_arguments(config))
-    except (
-        gym.error.NameNotFound,
-        gym.error.NamespaceNotFound,
-        gym.error.VersionNotFound,
-    ) as error:
+    except (gym.error.NameNotFound, gym.error.NamespaceNotFound, gym.error.VersionNotFound) as error:
         hint = did_you_mean(env_id, list(gym.registry)) or f" {' '.join(str(error).split())}"
         raise ConfigError(f"env.id={env_id}: no such environment is registered.{hint}") from None
     except gym.error.DeprecatedEnv as error:

@@ -50,11 +50,7 @@ class Scores:
 
     def described(self) -> dict[str, Any]:
         """The summary, and what it takes to play the same episodes again."""
-        return {
-            **self.summary(),
-            "first_seed": self.first_seed,
-            "deterministic": self.deterministic,
-        }
+        return {**self.summary(), "first_seed": self.first_seed, "deterministic": self.deterministic}
 
     def record(self) -> dict[str, Any]:
         """Everything, as JSON holds it."""
@@ -95,9 +91,7 @@ def evaluate(
         )
     assert isinstance(returns, list)
     assert isinstance(lengths, list)
-    return Scores(
-        tuple(float(r) for r in returns), tuple(int(n) for n in lengths), first_seed, deterministic
-    )
+    return Scores(tuple(float(r) for r in returns), tuple(int(n) for n in lengths), first_seed, deterministic)
 
 
 def evaluate_model(
@@ -179,9 +173,7 @@ def config_of(checkpoint: Checkpoint, *, trust_env: bool = False) -> Config:
         config = Config.model_validate(_without_device(checkpoint.manifest["config"]))
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         reason = str(error).splitlines()[0]
-        raise CheckpointDamaged(
-            f"{checkpoint.address}: its configuration is unreadable: {reason}"
-        ) from None
+        raise CheckpointDamaged(f"{checkpoint.address}: its configuration is unreadable: {reason}") from None
     module, colon, _ = config.env.id.rpartition(":")
     if colon and not trust_env:
         raise ConfigError(
@@ -209,9 +201,7 @@ def copy_statistics(model: BaseAlgorithm, env: VecEnv) -> None:
 
 
 @contextmanager
-def untouched_randomness(
-    model: BaseAlgorithm | None = None, seed: int | None = None
-) -> Iterator[None]:
+def untouched_randomness(model: BaseAlgorithm | None = None, seed: int | None = None) -> Iterator[None]:
     """Give the process-wide generators (Python, NumPy, torch) back as they were, and *model*'s own.
 
     Stochastic evaluation would otherwise change training: SB3 draws from the global generators, and DQN

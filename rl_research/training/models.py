@@ -24,15 +24,11 @@ def build(config: Config, env: VecEnv) -> BaseAlgorithm:
 
     torch.set_num_threads(config.experiment.torch_threads)
     cls = algorithms.algorithm_class(config.algorithm.name)
-    arguments = algorithms.constructor_arguments(
-        config.algorithm.params, env.action_space, env.num_envs
-    )
+    arguments = algorithms.constructor_arguments(config.algorithm.params, env.action_space, env.num_envs)
     _check_action_space(cls, config, env)
     _check_policy(config, env)
     try:
-        return cls(
-            config.algorithm.policy, env, seed=config.experiment.seed, verbose=0, **arguments
-        )
+        return cls(config.algorithm.policy, env, seed=config.experiment.seed, verbose=0, **arguments)
     except (AssertionError, AttributeError, TypeError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ConfigError(
@@ -50,9 +46,7 @@ def build_for_evaluation(config: Config, env: VecEnv) -> BaseAlgorithm:
         params["buffer_size"] = env.num_envs
     section = config.algorithm.model_copy(update={"params": params})
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore", UserWarning
-        )  # SB3 comments on rollout sizes nobody uses here
+        warnings.simplefilter("ignore", UserWarning)  # SB3 comments on rollout sizes nobody uses here
         return build(config.model_copy(update={"algorithm": section}), env)
 
 
@@ -109,9 +103,7 @@ def _tensors(model_zip: bytes, member: str) -> Mapping[str, torch.Tensor]:
         raise
     except Exception as error:  # noqa: BLE001  # whatever a stranger's bytes provoke in zipfile or torch is damage
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointDamaged(
-            f"model.zip: {member} cannot be read as tensors: {reason}"
-        ) from None
+        raise CheckpointDamaged(f"model.zip: {member} cannot be read as tensors: {reason}") from None
     if not isinstance(loaded, Mapping):
         raise CheckpointDamaged(f"model.zip: {member} holds no tensors by name")
     return loaded

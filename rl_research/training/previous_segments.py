@@ -10,17 +10,7 @@ from rl_research.checkpoints import Checkpoint
 from rl_research.runs import Run
 from rl_research.sync import was_sent
 from rl_research.system import replacing
-from rl_research.tracking import (
-    STEP,
-    Logged,
-    ProgressFile,
-    Writer,
-    logged,
-    logs_of,
-    parsed,
-    records,
-    row_of,
-)
+from rl_research.tracking import STEP, Logged, ProgressFile, Writer, logged, logs_of, parsed, records, row_of
 
 _log = logging.getLogger(__name__)
 

@@ -34,10 +34,7 @@ def rows_added(model: BaseAlgorithm) -> int:
     if buffer is None:
         return 0
     by_steps: int = model.num_timesteps // model.n_envs
-    if (
-        by_steps % buffer.buffer_size == buffer.pos
-        and (by_steps >= buffer.buffer_size) == buffer.full
-    ):
+    if by_steps % buffer.buffer_size == buffer.pos and (by_steps >= buffer.buffer_size) == buffer.full:
         return by_steps
     # The counter was set back, as by a second `learn`: count from the buffer's own beginning.
     return buffer.pos + (buffer.buffer_size if buffer.full else 0)
@@ -82,10 +79,7 @@ def head_row(model: BaseAlgorithm) -> dict[str, Any]:
 
 
 def restore_replay(
-    model: BaseAlgorithm,
-    read: Callable[[str], bytes],
-    segments: Sequence[str],
-    head: Mapping[str, Any],
+    model: BaseAlgorithm, read: Callable[[str], bytes], segments: Sequence[str], head: Mapping[str, Any]
 ) -> None:
     """Put back the rows of *segments*, oldest first, and the *head* row."""
     buffer = buffer_of(model)

@@ -30,9 +30,7 @@ STATE = "state.pkl"  # what SB3 leaves out
 _KEPT = ("_last_obs", "_last_episode_starts", "_last_original_obs", "action_space", "action_noise")
 
 
-def capture(
-    model: BaseAlgorithm, callbacks: Mapping[str, Any]
-) -> tuple[dict[str, bytes], str | None]:
+def capture(model: BaseAlgorithm, callbacks: Mapping[str, Any]) -> tuple[dict[str, bytes], str | None]:
     """Everything training needs to continue, by file name; to be called at a rollout start.
 
     *callbacks* is the state of whatever else must continue. Returned with the files is the reason why the

@@ -58,9 +58,7 @@ def score(run: Run, checkpoint: Checkpoint) -> Scores | None:
     section = run.config.evaluation
     if not (section.enabled and section.final_episodes):
         return None
-    scores = evaluation.evaluate_checkpoint(
-        checkpoint, trust_env=True, on_step=run.stop.raise_if_requested
-    )
+    scores = evaluation.evaluate_checkpoint(checkpoint, trust_env=True, on_step=run.stop.raise_if_requested)
     record = {**scores.record(), "checkpoint": checkpoint.address}
     write_atomically(run.dir / SCORES, (json.dumps(record) + "\n").encode())
     checkpoints.add_facts(checkpoint, {"final_scores": scores.described()})

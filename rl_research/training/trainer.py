@@ -33,9 +33,7 @@ OnProgress = Callable[[int, int], None]
 
 
 def train(
-    run: Run,
-    on_progress: OnProgress = lambda step, total: None,
-    uploads: Uploads | None = None,
+    run: Run, on_progress: OnProgress = lambda step, total: None, uploads: Uploads | None = None
 ) -> checkpoints.Checkpoint:
     """Train *run*'s experiment and return its last checkpoint.
 
@@ -58,13 +56,7 @@ def train(
 class _Training:
     """The pieces of one segment, put together."""
 
-    def __init__(
-        self,
-        run: Run,
-        env: VecEnv,
-        on_progress: OnProgress,
-        uploads: Uploads | None,
-    ):
+    def __init__(self, run: Run, env: VecEnv, on_progress: OnProgress, uploads: Uploads | None):
         config = run.config
         self.run = run
         self.uploads = uploads
@@ -101,14 +93,7 @@ class _Training:
         self._restore_pending()
         if self.newest is not None and done >= self.total:
             return self._caught_up(self.newest)
-        stages = [
-            self.divergence,
-            self.logs,
-            self.evaluations,
-            self.films,
-            self.commits,
-            self.progress,
-        ]
+        stages = [self.divergence, self.logs, self.evaluations, self.films, self.commits, self.progress]
         callbacks = [*self.first, *(stage for stage in stages if stage is not None)]
         try:
             self.model.learn(

@@ -9,9 +9,7 @@ from rl_research.errors import CheckpointDamaged, CheckpointMissing
 from rl_research.training import evaluation, models
 
 
-def verify(
-    checkpoint: Checkpoint, *, evaluate: bool = False, trust_env: bool = False
-) -> dict[str, Any]:
+def verify(checkpoint: Checkpoint, *, evaluate: bool = False, trust_env: bool = False) -> dict[str, Any]:
     """Hash every file, load the tensors, hash the parameters; *evaluate* also plays the episodes.
 
     Returns what was checked; raises `CheckpointDamaged` for the first thing that differs. Nothing is
@@ -41,10 +39,7 @@ def _played_again(checkpoint: Checkpoint, trust_env: bool) -> dict[str, Any]:
             f"{checkpoint.address}: its manifest records no scores that could be played again"
         )
     scores = evaluation.evaluate_checkpoint(
-        checkpoint,
-        episodes=recorded["episodes"],
-        first_seed=recorded["first_seed"],
-        trust_env=trust_env,
+        checkpoint, episodes=recorded["episodes"], first_seed=recorded["first_seed"], trust_env=trust_env
     )
     if (scores.mean, scores.std) != (recorded["mean"], recorded["std"]):
         raise CheckpointDamaged(

@@ -47,9 +47,7 @@ def deliver(run: Run, checkpoint: Checkpoint, bring: Bring | None = None) -> Che
     return uploaded
 
 
-def announce(
-    run: Run, checkpoint: Checkpoint, wait: float = 0.0, best_kept: float | None = None
-) -> None:
+def announce(run: Run, checkpoint: Checkpoint, wait: float = 0.0, best_kept: float | None = None) -> None:
     """Tell the W&B run where *checkpoint* lies, with everything its manifest says; once for its content.
 
     The last one of a run is told of when it has its final score. *wait* and what is raised where the

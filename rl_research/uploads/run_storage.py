@@ -84,9 +84,7 @@ class Home:
         """The local checkpoints that have not arrived, or that W&B has not been told of; oldest first."""
         deliveries, found = self.deliveries(), checkpoints.local_checkpoints(self.folder)
         return [
-            c
-            for c in found
-            if not (deliveries.arrived(c) and (deliveries.told(c) or self.awaits_score(c)))
+            c for c in found if not (deliveries.arrived(c) and (deliveries.told(c) or self.awaits_score(c)))
         ]
 
     def outcome(self) -> dict[str, Any]:

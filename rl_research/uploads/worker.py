@@ -29,9 +29,7 @@ from rl_research.storage import Share, StoreLease, crosses_network, is_transient
 from rl_research.uploads.run_storage import Arrival, Home
 
 _NICE = 5  # where a core is short, training has it first
-_GLANCE = (
-    1.0  # seconds between two looks at whether the parent lives, where nothing tells of its end
-)
+_GLANCE = 1.0  # seconds between two looks at whether the parent lives, where nothing tells of its end
 _ITS_OWN = "SIGINT SIGTERM SIGHUP SIGUSR1 SIGUSR2"  # signals that are for the process that trains
 _START = f"""
 import signal, sys
@@ -103,9 +101,7 @@ class Courier:
                 with theirs:
                     words = _START.format(path=sys.path, number=theirs.fileno())
                     self._process = subprocess.Popen(
-                        [sys.executable, "-c", words],
-                        stdin=subprocess.DEVNULL,
-                        pass_fds=[theirs.fileno()],
+                        [sys.executable, "-c", words], stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()]
                     )
                 self._connection = ours
                 ours.send((os.getpid(), logging.getLogger().getEffectiveLevel(), self._home))
