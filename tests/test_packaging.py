@@ -92,14 +92,53 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_wheel_holds_the_configurations_and_no_tests(wheel: Path) -> None:
-    """Every configuration file, the report's template and the flows are in the wheel; tests are not."""
+    """The wheel has every configuration, template, stub and flow, and no top-level name but `rl_research`."""
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
     for path in CONFIG_DIR.rglob("*.yaml"):
         assert f"rl_research/configs/{path.relative_to(CONFIG_DIR).as_posix()}" in names
-    assert {"rl_research/report/page.html", "flows/train.py", "rl_research/cli.py"} <= names
+    assert {"rl_research/report/page.html", "rl_research/flows/train.py", "rl_research/py.typed"} <= names
+    stubs = {path.relative_to(_ROOT).as_posix() for path in _ROOT.glob("rl_research/*/__init__.pyi")}
+    assert stubs
+    assert stubs <= names
     tops = {name.split("/")[0] for name in names if not name.split("/")[0].endswith(".dist-info")}
-    assert tops == {"rl_research", "flows"}
+    assert tops == {"rl_research"}
+
+
+_THEIR_FLOWS = """raise RuntimeError("a user's own package was imported in place of ours")"""
+
+
+@pytest.mark.slow
+def test_a_folder_with_flows_of_the_users_own(installed: Path, tmp_path: Path) -> None:
+    """Beside a user's own package ``flows``, training uses `rl_research.flows` and leaves theirs alone."""
+    (tmp_path / "flows").mkdir()
+    (tmp_path / "flows" / "__init__.py").write_text(_THEIR_FLOWS)
+    words = tiny(Path("runs"), "mine", "wandb=disabled", "evaluation.enabled=false")
+    done = subprocess.run(
+        [installed / "python", "-m", "rl_research", "train", "--json", *words],
+        cwd=tmp_path, capture_output=True, text=True, timeout=240, check=False,
+        env=environment(PYTHONPATH=""),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["status"] == "finished"
+
+
+@pytest.mark.parametrize(
+    "flow", [path.stem for path in sorted((_ROOT / "flows").glob("*.py")) if path.stem != "__init__"]
+)
+def test_a_flow_by_the_path_of_its_module(flow: str, installed: Path, tmp_path: Path) -> None:
+    """``rl_research.flows.NAME:NAME``, as a deployment of an installed wheel spells it, is the flow NAME."""
+    code = (
+        "import sys; from prefect.flows import load_flow_from_entrypoint as load; "
+        "print(load(sys.argv[1], use_placeholder_flow=False).name)"
+    )
+    done = subprocess.run(
+        [installed / "python", "-c", code, f"rl_research.flows.{flow}:{flow}"],
+        cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False,
+        env=environment(PYTHONPATH=""),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == [flow]
 
 
 @pytest.mark.slow
