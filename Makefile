@@ -3,6 +3,7 @@
 # make down         stop them; flow runs commit first
 # make deploy       deploy again, after a change of deployment.yaml
 # make test         run every test
+# make test-fast    run those that take no minute: what one runs while working
 # make check        format, lint, types, import contracts
 # make clean        remove the virtual environment and caches (never runs/)
 
@@ -10,7 +11,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: quickstart up down deploy test check install clean
+.PHONY: quickstart up down deploy test test-fast check install clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/rl-research train experiment=cartpole_ppo
@@ -20,6 +21,9 @@ up down deploy: $(VENV)/.installed
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest $(ARGS)
+
+test-fast: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -m "not slow" -n auto --dist loadfile -q $(ARGS)
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .

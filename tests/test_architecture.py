@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import re
 import shlex
 import subprocess
@@ -18,7 +19,6 @@ from rl_research.cli import command
 from rl_research.config.experiment import load_config
 
 _ROOT = Path(__file__).parents[1]
-_TESTS = sorted(Path(__file__).parent.glob("test_*.py"))
 _DOCUMENTS = [
     *sorted(_ROOT.glob("*.md")), *sorted((_ROOT / "docs").rglob("*.md")),
 ]  # fmt: skip
@@ -58,16 +58,50 @@ def test_no_file_knows_the_machine_it_was_written_on(what: str) -> None:
     assert not found, "\n".join(found)
 
 
-@pytest.mark.parametrize("path", _TESTS, ids=lambda path: path.name)
-def test_every_test_says_what_it_promises(path: Path) -> None:
-    """Each test function has a docstring, a sentence that ends with a full stop."""
-    silent = []
+def _rooms() -> dict[str, set[str]]:
+    """The packages of the library, each with the names of its modules."""
+    packages = [path.parent for path in (_ROOT / "rl_research").glob("*/__init__.py")]
+    return {package.name: {module.stem for module in package.glob("*.py")} for package in packages}
+
+
+def _imports(path: Path) -> Iterator[tuple[int, str, str]]:
+    """Line, module and name of each import of ours in *path*."""
     for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name.startswith("test_"):
-            promise = ast.get_docstring(node) or ""
-            if not promise.rstrip("`'\")").endswith((".", "!", "?")):
-                silent.append(f"{path.name}:{node.lineno} {node.name}")
-    assert not silent, "\n".join(silent)
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("rl_research"):
+            yield from ((node.lineno, str(node.module), alias.name) for alias in node.names)
+
+
+def test_packages_import_what_others_export() -> None:
+    """A package takes from another one what its ``__init__`` exports, and knows nothing of its modules."""
+    rooms = _rooms()
+    open_to_all = {"flows"}  # one flow per module, named like it
+    found = []
+    for path in [*(_ROOT / "rl_research").rglob("*.py"), *(_ROOT / "flows").glob("*.py")]:
+        own = "flows" if path.parent.name == "flows" else path.relative_to(_ROOT / "rl_research").parts[0]
+        for line, module, name in _imports(path):
+            parts = [*module.split(".")[1:], name]
+            if parts[0] not in rooms or parts[0] in {own, *open_to_all} or own in ("callbacks.py", "utils"):
+                continue
+            if len(parts) > 2 or (len(parts) == 2 and parts[1] in rooms[parts[0]]):
+                found.append(f"{path.relative_to(_ROOT)}:{line}: {module} {name}")
+    assert not found, "\n".join(found)
+
+
+@pytest.mark.parametrize("room", sorted(_rooms()))
+def test_every_export_is_there(room: str) -> None:
+    """Each name that a package's stub promises can be imported, and hides none of its modules."""
+    stub = _ROOT / "rl_research" / room / "__init__.pyi"
+    package = importlib.import_module(f"rl_research.{room}")
+    promised = [
+        alias.name
+        for node in ast.walk(ast.parse(stub.read_text() if stub.exists() else ""))
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    ]
+    assert len(promised) == len(set(promised))
+    assert not set(promised) & _rooms()[room]
+    for name in promised:
+        assert getattr(package, name) is not None
 
 
 def _commands(document: Path) -> Iterator[list[str]]:

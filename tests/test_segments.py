@@ -30,7 +30,7 @@ _STEPS = list(range(10, 1510, 10))
 
 @pytest.fixture(scope="module")
 def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run whose log has several blocks, with 150 rows at the steps 10, 20, …"""
+    """A run whose log has several blocks, with 150 rows at the steps 10, 20, and so on."""
     folder = tmp_path_factory.mktemp("segments")
     with ExperimentLogger({"wandb": {"mode": "offline"}}, run_id="whole", run_dir=folder) as logger:
         for step in _STEPS:
