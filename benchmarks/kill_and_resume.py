@@ -51,7 +51,7 @@ from rl_research.training import stages
 from rl_research.config import load_config
 from rl_research.run import open_run
 with open_run(load_config(sys.argv[1:]), sys.argv[1:]) as run:
-    stages.score(run, stages.train(run))
+    stages.score_checkpoint(run, stages.train_run(run))
 """
 
 

@@ -46,7 +46,7 @@ from rl_research.config import load_config
 from rl_research.run import open_run
 
 with open_run(load_config(sys.argv[1:]), sys.argv[1:]) as run:
-    stages.train(run)
+    stages.train_run(run)
 """
 _WORDS = [
     "env.id=first:First-v0", "algorithm.params.n_steps=64", "algorithm.params.batch_size=64",

@@ -55,7 +55,7 @@ def _seconds(runs_dir: Path, run_id: str, url: str | None, steps: int) -> tuple[
     ]
     with open_run(load_config(words)) as run, uploads_of(run) as uploads:
         began, worked = time.perf_counter(), time.thread_time()
-        stages.train(run, uploads=uploads)
+        stages.train_run(run, uploads=uploads)
         return time.perf_counter() - began, time.thread_time() - worked
 
 

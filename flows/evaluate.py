@@ -14,7 +14,7 @@ from prefect import flow, task
 from rl_research.checkpoints import Checkpoint, find, storage_among
 from rl_research.config import literal_secrets
 from rl_research.orchestration import pipeline
-from rl_research.training import Scores, evaluation
+from rl_research.training import Scores, evaluate_checkpoint
 
 
 @flow(name="evaluate", flow_run_name="{checkpoint}", log_prints=False)
@@ -57,4 +57,4 @@ def find_checkpoint(reference: str, overrides: Sequence[str], runs_dir: str) -> 
 @task(task_run_name="score step {checkpoint.global_step}", **pipeline.RETRIED)
 def score_checkpoint(checkpoint: Checkpoint, episodes: int | None, trust_env: bool) -> Scores:
     """The returns of *checkpoint*'s policy, from tensors and numbers only."""
-    return evaluation.evaluate_checkpoint(checkpoint, episodes=episodes, trust_env=trust_env)
+    return evaluate_checkpoint(checkpoint, episodes=episodes, trust_env=trust_env)

@@ -14,6 +14,7 @@ from typing import Any
 from prefect import flow, runtime, task
 from prefect.client.schemas.objects import State
 
+from rl_research import training
 from rl_research.checkpoints import Checkpoint
 from rl_research.config import Config
 from rl_research.errors import Interrupted, RLResearchError, RunTakenOver
@@ -29,7 +30,7 @@ from rl_research.orchestration import (
     recovery,
 )
 from rl_research.runs import Run, left_of, open_run, read_record, result_of
-from rl_research.training import Scores, finished_result, stages
+from rl_research.training import Scores, finished_result
 from rl_research.uploads import Home, Uploads, uploads_of
 
 
@@ -87,24 +88,24 @@ def _take_through_the_stages(config: Config, overrides: Sequence[str]) -> Run:
 def train_policy(run: Run, uploads: Uploads) -> Checkpoint:
     """Train to the end of the budget, from the newest checkpoint if there is one."""
     with Progress(run) as progress:
-        return stages.train(run, progress.set, uploads)
+        return training.train_run(run, progress.set, uploads)
 
 
 @task(task_run_name="score {run.config.name}", **pipeline.ONCE)
 def score_policy(run: Run, checkpoint: Checkpoint) -> Scores | None:
     """Score the policy on held-out seeds."""
-    return stages.score(run, checkpoint)
+    return training.score_checkpoint(run, checkpoint)
 
 
 @task(task_run_name="film {run.config.name}", **pipeline.ONCE)
 def film_policy(run: Run, checkpoint: Checkpoint) -> bool:
     """Film one episode."""
-    return stages.film(run, checkpoint)
+    return training.film_checkpoint(run, checkpoint)
 
 
 @task(task_run_name="report {run.config.name}", **pipeline.ONCE)
 def report_run(run: Run, checkpoint: Checkpoint) -> Path:
     """Tell the W&B run where the checkpoint lies, and write the run's page."""
     if run.config.storage.url is None:
-        publish_checkpoint(stages.announce(run, checkpoint))
-    return stages.report(run)
+        publish_checkpoint(training.announce_checkpoint(run, checkpoint))
+    return training.report_run(run)

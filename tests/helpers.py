@@ -293,8 +293,8 @@ def _segment(overrides: list[str], die_at: int | None) -> int:
         _die_at(die_at)
     try:
         with open_run(config, overrides) as run, uploads_of(run) as uploads:
-            checkpoint = stages.train(run, lambda step, total: _say("step", step), uploads)
-            if stages.score(run, checkpoint) is not None:
+            checkpoint = stages.train_run(run, lambda step, total: _say("step", step), uploads)
+            if stages.score_checkpoint(run, checkpoint) is not None:
                 uploads.add(checkpoint)
     except RLResearchError as error:
         sys.stderr.write(f"{error}\n")

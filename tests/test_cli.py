@@ -79,7 +79,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     overrides = tiny(tmp_path_factory.mktemp("trained"), "done", "wandb=disabled")
     config = load_config(overrides)
     with open_run(config, overrides) as run:
-        stages.score(run, stages.train(run))
+        stages.score_checkpoint(run, stages.train_run(run))
     return config.run_dir
 
 
@@ -595,7 +595,7 @@ def test_a_signal_leaves_a_run_that_goes_on(
     )  # fmt: skip
     whole = tiny(tmp_path / "whole", "mine", *words, "wandb=disabled")
     with open_run(load_config(whole), whole) as run:
-        stages.score(run, stages.train(run))
+        stages.score_checkpoint(run, stages.train_run(run))
     overrides = tiny(tmp_path / "stopped", "mine", *words)
     process = subprocess.Popen(
         [*_PROGRAM, "train", "--json", *overrides],

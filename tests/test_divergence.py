@@ -60,7 +60,7 @@ def test_a_diverged_run_fails_with_its_step(tmp_path: Path, algorithm: str) -> N
             pytest.raises(Diverged, match=r"diverged at step \d+: .* is not finite") as failure,
             open_run(load_config(words), words) as run,
         ):
-            stages.train(run)
+            stages.train_run(run)
         said.append(str(failure.value))
     step = int(said[0].split("step ")[1].split(":")[0])
     assert 150 < step < 400

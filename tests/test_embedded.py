@@ -144,7 +144,7 @@ def test_without_an_api_the_experiment_is_done(tmp_path: Path, words: tuple[str,
 def test_evaluate_does_without_an_api(tmp_path: Path) -> None:
     """A checkpoint is scored as ever, with the same line."""
     words = tiny(tmp_path / "runs", "mine", "wandb=disabled")
-    record = stages.all_of(load_config(words), words).record
+    record = stages.run_all_stages(load_config(words), words).record
     process = _command(tmp_path, "evaluate", "mine", "--json", **_NOWHERE)
     out, err = process.communicate(timeout=400)
     assert process.returncode == 0, err

@@ -335,7 +335,7 @@ def test_training_goes_on_without_the_api(in_run: Any) -> None:
     """Progress that nobody takes neither stops nor delays training."""
     began = time.monotonic()
     with artifacts.Progress(in_run) as progress:
-        checkpoint = stages.train(in_run, progress.set)
+        checkpoint = stages.train_run(in_run, progress.set)
     assert checkpoint.global_step == 96
     assert time.monotonic() - began < 30
 

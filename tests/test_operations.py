@@ -264,7 +264,7 @@ def test_a_killed_flow_run_goes_on(up: LocalServer, tmp_path: Path, monkeypatch:
     assert record_of(folder)["wandb"]["id"] == folder.name
     calm = _words(tmp_path / "calm", "wandb=disabled", "run_id=calm")
     with open_run(load_config(calm)) as run:
-        stages.train(run)
+        stages.train_run(run)
     assert outcome(folder) == outcome(run.dir)
 
 

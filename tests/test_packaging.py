@@ -214,7 +214,7 @@ def test_nothing_is_imported_before_training_that_it_does_not_need(tmp_path: Pat
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run, with its score."""
     words = tiny(tmp_path_factory.mktemp("trained") / "runs", "mine", "wandb=disabled")
-    return stages.all_of(load_config(words), words).dir
+    return stages.run_all_stages(load_config(words), words).dir
 
 
 @pytest.mark.parametrize(

@@ -168,7 +168,7 @@ def test_a_preempted_flow_run_goes_on_by_itself(tmp_path: Path) -> None:
     assert len(list(folder.glob("wandb/offline-run-*"))) == 1 + len(_SIGNALS)
     config = load_config(_words(tmp_path / "calm", "wandb=disabled", "run_id=calm"))
     with open_run(config) as calm:
-        stages.train(calm)
+        stages.train_run(calm)
     assert outcome(folder) == outcome(calm.dir)
 
 

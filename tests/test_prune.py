@@ -105,11 +105,11 @@ def test_a_real_run_keeps_what_it_resumes_from_and_every_milestone(tmp_path: Pat
         "checkpoint.keep_last=1", "checkpoint.keep_best=0", "checkpoint.keep_every=48",
     )  # fmt: skip
     with open_run(load_config([*words, "experiment.total_timesteps=64"]), words) as run:
-        stages.train(run)
+        stages.train_run(run)
     assert _whole(Store(run.dir / "checkpoints")) == [48, 64]
     seen: list[list[int]] = []
     with open_run(load_config([*words, "experiment.total_timesteps=128"]), words) as run:
-        stages.train(run, lambda *_: seen.append(_whole(Store(run.dir / "checkpoints"))))
+        stages.train_run(run, lambda *_: seen.append(_whole(Store(run.dir / "checkpoints"))))
     assert [48, 64, 96, 112] in seen
     assert _whole(Store(run.dir / "checkpoints")) == [48, 96, 128]
 
@@ -313,7 +313,7 @@ def test_an_open_run_is_left_alone(tmp_path: Path) -> None:
     """While a process has a run open, here or in the store, nothing of it goes, and that is said."""
     words = tiny(tmp_path / "runs", "mine", "wandb=disabled", f"storage.url='{tmp_path}/store'")
     with open_run(load_config(words), words) as run:
-        stages.train(run)
+        stages.train_run(run)
         litter = run.dir / "checkpoints/step-000009999/model.zip"
         litter.parent.mkdir()
         litter.write_bytes(b"x")
@@ -610,10 +610,10 @@ def test_a_real_run_survives_its_pruning(tmp_path: Path, call: Call) -> None:
     """A trained, uploaded, pruned run is still listed, verified and recognised as finished."""
     words = tiny(tmp_path / "runs", "mine", "wandb=disabled", f"storage.url='{tmp_path}/störe'")
     with open_run(load_config(words), words) as run:
-        checkpoint = stages.train(run)
-        stages.score(run, checkpoint)
+        checkpoint = stages.train_run(run)
+        stages.score_checkpoint(run, checkpoint)
         for each in checkpoints.local_checkpoints(run.dir):
-            stages.upload(run, each)
+            stages.upload_checkpoint(run, each)
     kept = ("run.json", "scores.json", "progress.csv", "config.yaml")
     place = str(tmp_path / "runs")
     code, out, _ = call("prune", place, "--budget", "1kB", "--older-than", "0s")

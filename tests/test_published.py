@@ -17,7 +17,7 @@ def test_the_quickstart_reaches_the_published_score(tmp_path: Path) -> None:
     words = ["experiment=cartpole_ppo", "experiment.seed=1", "video.enabled=false"]
     config = load_config([*words, "wandb=disabled", f"runs_dir='{tmp_path}'", "run_id=seed-1"])
     with open_run(config, words) as run:
-        scores = stages.score(run, stages.train(run))
+        scores = stages.score_checkpoint(run, stages.train_run(run))
     assert scores is not None
     assert len(scores.returns) == 100
     assert scores.mean >= 475.0

@@ -200,10 +200,10 @@ def test_a_resumed_run_says_what_it_passes_over(tmp_path: Path, caplog: pytest.L
     """A run whose newest folder has lost its manifest says so in a line and goes on from the one before."""
     words = tiny(tmp_path, "mine", "wandb=disabled", "evaluation.enabled=false")
     with open_run(load_config([*words, "experiment.total_timesteps=64"]), words) as run:
-        stages.train(run)
+        stages.train_run(run)
     (run.dir / "checkpoints/step-000000064/manifest.json").unlink()
     with open_run(load_config(words), words) as run:
-        assert stages.train(run).global_step == 96
+        assert stages.train_run(run).global_step == 96
     said = [r.getMessage() for r in caplog.records if "step-000000064" in r.getMessage()]
     assert [line for line in said if line.endswith("step 32 is used")]
     assert len(said) == 1
@@ -220,10 +220,10 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         base, "sac", "wandb=disabled", "algorithm=sac", "env=pendulum", f"storage.url='{base}/störe'"
     )
     with open_run(load_config(words), words) as run:
-        checkpoint = stages.train(run)
-        stages.score(run, checkpoint)
+        checkpoint = stages.train_run(run)
+        stages.score_checkpoint(run, checkpoint)
         for each in checkpoints.local_checkpoints(run.dir):
-            stages.upload(run, each)
+            stages.upload_checkpoint(run, each)
     return run.dir
 
 

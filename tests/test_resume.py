@@ -99,9 +99,9 @@ def _run(overrides: Sequence[str], stop_at: int | None = None) -> Path:
             run.stop.receive(signal.SIGTERM, None)
 
     with open_run(config, overrides) as run:
-        checkpoint = stages.train(run, ask)
+        checkpoint = stages.train_run(run, ask)
         assert stop_at is None or config.experiment.total_timesteps <= run.record["global_step"]
-        stages.score(run, checkpoint)
+        stages.score_checkpoint(run, checkpoint)
     return config.run_dir
 
 
@@ -343,11 +343,11 @@ def test_w_and_b_tells_a_boundary_resume_s_steps_as_they_were_lived_last(tmp_pat
             raise RuntimeError("as a kill would, without committing")
 
     with pytest.raises(RuntimeError), open_run(config, overrides) as run:
-        stages.train(run, kill)
+        stages.train_run(run, kill)
     first = dict(wandb_rows(config.run_dir))
     assert max(first) > max(steps_committed(config.run_dir))
     with open_run(config, overrides) as run:
-        stages.train(run)
+        stages.train_run(run)
     rows = wandb_rows(config.run_dir)
     told = {int(row.pop("global_step")): row for row in outcome(config.run_dir)["progress"]}
     assert [step for step, _ in rows] == sorted(told)
@@ -396,7 +396,7 @@ def test_a_run_has_one_holder(tmp_path: Path) -> None:
             with open_run(config, overrides):
                 pass
         assert record_of(config.run_dir)["status"] == "running"
-        stages.train(run)
+        stages.train_run(run)
     assert record_of(config.run_dir)["status"] == "finished"
 
 

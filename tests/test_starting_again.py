@@ -38,9 +38,9 @@ def _train(overrides: list[str], stop_at: int | None = None) -> Path:
                 if step >= stop_at and not run.stop:
                     run.stop.receive(signal.SIGTERM, None)
 
-            stages.train(run, ask)
+            stages.train_run(run, ask)
         else:
-            stages.score(run, stages.train(run))
+            stages.score_checkpoint(run, stages.train_run(run))
     return config.run_dir
 
 
@@ -59,7 +59,7 @@ def test_never_is_refused_where_storage_would_bring_the_former_run_back(tmp_path
     words = [*tiny(tmp_path / "runs", "mine"), f"storage.url='{tmp_path / 'store'}'"]
     config = load_config([*words, "wandb=disabled"])
     with open_run(config, words) as run:
-        stages.upload(run, stages.train(run))
+        stages.upload_checkpoint(run, stages.train_run(run))
     with pytest.raises(ConfigError, match="resume=never"):
         _train([*words, "resume=never"])
 
@@ -104,7 +104,7 @@ def test_a_run_folder_that_vanishes_is_noticed(tmp_path: Path) -> None:
             shutil.rmtree(config.run_dir, ignore_errors=True)
 
     with pytest.raises(StorageError, match="removed or replaced"), open_run(config) as run:
-        stages.train(run, remove)
+        stages.train_run(run, remove)
 
 
 def test_storage_that_cannot_be_written_is_found_before_training(tmp_path: Path) -> None:
@@ -138,7 +138,7 @@ gym.register("Locked-v0", entry_point=locked, max_episode_steps=40)
 if __name__ == "__main__":
     with open_run(load_config(sys.argv[1:])) as run:
         print("training", flush=True)
-        stages.train(run)
+        stages.train_run(run)
 """
 
 
@@ -243,18 +243,18 @@ def test_a_film_is_logged_once_however_often_the_run_is_killed(tmp_path: Path) -
             raise RuntimeError("as a kill would, without committing")
 
     with pytest.raises(RuntimeError), open_run(config) as run:
-        stages.train(run, killed)
+        stages.train_run(run, killed)
     assert _films(config.run_dir) == [("eval/video", 32), ("eval/video", 64)]
     with open_run(config) as run:
-        checkpoint = stages.train(run)
+        checkpoint = stages.train_run(run)
         media.write_video(  # what a kill between a film and its row leaves
             np.zeros((2, 16, 16, 3), np.uint8), run.dir / "videos" / "final" / "video-96.mp4"
         )
-        stages.film(run, checkpoint)
+        stages.film_checkpoint(run, checkpoint)
     expected = [("eval/video", 32), ("eval/video", 64), ("final/video", 96)]
     assert _films(config.run_dir) == expected
     with open_run(config) as run:
-        stages.film(run, stages.train(run))
+        stages.film_checkpoint(run, stages.train_run(run))
     assert _films(config.run_dir) == expected
     names = sorted(path.name for path in (config.run_dir / "videos").rglob("*.mp4"))
     assert names == ["video-32.mp4", "video-64.mp4", "video-96.mp4"]

@@ -251,7 +251,7 @@ def test_a_run_that_was_taken_over_stops_and_leaves_the_others_checkpoints(tmp_p
                     with pytest.raises(StorageError):
                         lease.confirm()
 
-            stages.train(run, lose)
+            stages.train_run(run, lose)
 
     with pytest.raises(StorageError, match="taken this run over"):
         train()
@@ -262,7 +262,7 @@ def test_two_machines_started_together_do_not_both_finish(tmp_path: Path) -> Non
     """Of two processes that share only the URL one is refused or stopped, and the other's bits are right."""
     alone = load_config(tiny(tmp_path / "alone", "mine", "wandb=disabled"))
     with open_run(alone) as run:
-        stages.score(run, stages.train(run))
+        stages.score_checkpoint(run, stages.train_run(run))
     url = f"storage.url='{tmp_path / 'store'}'"
     racers = [
         subprocess.Popen(
@@ -308,9 +308,9 @@ RACER = """
     sys.stdin.readline()
     try:
         with open_run(config, words) as run:
-            checkpoint = stages.train(run)
-            stages.upload(run, checkpoint)
-            stages.score(run, checkpoint)
+            checkpoint = stages.train_run(run)
+            stages.upload_checkpoint(run, checkpoint)
+            stages.score_checkpoint(run, checkpoint)
     except RLResearchError as error:
         sys.stderr.write(str(error))
         sys.exit(error.exit_code)

@@ -41,7 +41,7 @@ def _without_prefect(monkeypatch: pytest.MonkeyPatch) -> None:
             "from rl_research.training import stages\n"
             "from rl_research.runs.run import open_run\n"
             "with open_run(load_config(sys.argv[1:]), sys.argv[1:]) as run:\n"
-            "    checkpoint = stages.train(run); stages.score(run, checkpoint)\n"
+            "    checkpoint = stages.train_run(run); stages.score_checkpoint(run, checkpoint)\n"
         )
         return start([sys.executable, "-c", program, *command[4:]], **more)
 

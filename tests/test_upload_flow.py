@@ -318,7 +318,7 @@ def _left_behind(runs: Path, url: str, *more: str) -> Path:
     """A run folder whose checkpoint has not been uploaded."""
     config = load_config([*tiny(runs, "mine", "wandb=disabled"), f"storage.url='{url}'", *more])
     with open_run(config) as run:
-        stages.train(run)
+        stages.train_run(run)
     return run.dir
 
 

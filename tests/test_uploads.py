@@ -93,12 +93,12 @@ def go(tmp_path: Path) -> Go:
         config = load_config([*words, *overrides])
         with open_run(config, words) as opened:
             with uploads_of(opened, through) as uploads:
-                last = stages.train(opened, uploads=uploads)
+                last = stages.train_run(opened, uploads=uploads)
                 then(opened)
-                if stages.score(opened, last) is not None:
+                if stages.score_checkpoint(opened, last) is not None:
                     uploads.add(last)
             if config.storage.url is None:
-                stages.announce(opened, last)
+                stages.announce_checkpoint(opened, last)
         return opened.dir
 
     return run

@@ -133,8 +133,8 @@ def test_a_run_that_cannot_be_filmed_is_a_run_all_the_same(
     """Where drawing fails, the log says so with a remedy, and the run goes on."""
     config = tiny_config("env.id=Unpaintable-v0", "video.enabled=true", "video.every=32")
     with open_run(config, []) as run:
-        checkpoint = stages.train(run)
-        assert not stages.film(run, checkpoint)
+        checkpoint = stages.train_run(run)
+        assert not stages.film_checkpoint(run, checkpoint)
     assert checkpoint.global_step == 64
     said = [record.message for record in caplog.records if "no OpenGL here" in record.message]
     assert len(said) == 2  # at step 32, and the final film

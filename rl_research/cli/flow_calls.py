@@ -19,14 +19,14 @@ def train(overrides: Sequence[str], api: EmbeddedAPI | None) -> dict[str, Any]:
     """What the run that *overrides* describe has come to; *api* is the embedded one, if that is used."""
     from rl_research.flows.train import train as flow
     from rl_research.runs import left_of, result_of
-    from rl_research.training import finished_result, stages
+    from rl_research.training import finished_result, run_all_stages
 
     def alone(flow_run_id: str) -> dict[str, Any]:
         config = pipeline.config_of(overrides, flow_run_id)
         record = finished_result(config, flow_run_id)
         if record is not None and (left := left_of(record)):
             _log.warning("step %s is not uploaded; the next start tries", ", ".join(map(str, left)))
-        return result_of(record or stages.all_of(config, overrides).record)
+        return result_of(record or run_all_stages(config, overrides).record)
 
     result: dict[str, Any] = call_flow(flow, (overrides,), api, alone)
     return result

@@ -1,8 +1,16 @@
 from .checkpoint_callback import CheckpointCallback as CheckpointCallback
-from .evaluation import Scores as Scores
+from .evaluation import Scores as Scores, evaluate_checkpoint as evaluate_checkpoint
 from .evaluation_callback import EvalCallback as EvalCallback
 from .log_rows import LogRows as LogRows
 from .preflight_checks import preflight as preflight
 from .resume import finished_result as finished_result, trained_steps as trained_steps
+from .stages import (
+    announce_checkpoint as announce_checkpoint,
+    film_checkpoint as film_checkpoint,
+    report_run as report_run,
+    run_all_stages as run_all_stages,
+    score_checkpoint as score_checkpoint,
+)
+from .trainer import train_run as train_run
 from .verification import verify as verify
 from .video_callback import VideoRecorderCallback as VideoRecorderCallback

@@ -1,7 +1,7 @@
 """What happens to a run, a function each: what the tasks of a flow call.
 
 train -> score -> film -> announce -> report, with uploads beside them (`rl_research.uploads.queue`);
-`all_of` calls them where there is no flow.
+`run_all_stages` calls them where there is no flow.
 """
 
 from __future__ import annotations
@@ -21,29 +21,27 @@ from rl_research.system import write_atomically
 from rl_research.training import envs, evaluation
 from rl_research.training.evaluation import Scores
 from rl_research.training.film import film_episode, frames_per_second
-from rl_research.training.trainer import train
+from rl_research.training.trainer import train_run
 from rl_research.uploads import delivery, uploads_of
-
-__all__ = ["all_of", "announce", "film", "report", "score", "train", "upload"]
 
 _log = logging.getLogger(__name__)
 
 
-def all_of(config: Config, overrides: Sequence[str] = ()) -> Run:
+def run_all_stages(config: Config, overrides: Sequence[str] = ()) -> Run:
     """Take the run of *config* through every stage, here and now."""
     with open_run(config, overrides) as run:
         with uploads_of(run) as uploads:
-            checkpoint = train(run, uploads=uploads)
-            if score(run, checkpoint) is not None:
+            checkpoint = train_run(run, uploads=uploads)
+            if score_checkpoint(run, checkpoint) is not None:
                 uploads.add(checkpoint)  # the manifest alone is sent again, with the score
-            film(run, checkpoint)
+            film_checkpoint(run, checkpoint)
         if config.storage.url is None:
-            announce(run, checkpoint)
-        report(run)
+            announce_checkpoint(run, checkpoint)
+        report_run(run)
     return run
 
 
-def upload(run: Run, checkpoint: Checkpoint) -> Checkpoint:
+def upload_checkpoint(run: Run, checkpoint: Checkpoint) -> Checkpoint:
     """Copy *checkpoint* to ``storage.url`` here and now; where there is none, the run folder is its home.
 
     Connection failures leave as they came; `rl_research.uploads.queue` does it beside training.
@@ -53,7 +51,7 @@ def upload(run: Run, checkpoint: Checkpoint) -> Checkpoint:
     return uploaded
 
 
-def score(run: Run, checkpoint: Checkpoint) -> Scores | None:
+def score_checkpoint(run: Run, checkpoint: Checkpoint) -> Scores | None:
     """The final score of *checkpoint*, on held-out seeds; None if the configuration asks for none."""
     section = run.config.evaluation
     if not (section.enabled and section.final_episodes):
@@ -73,7 +71,7 @@ def score(run: Run, checkpoint: Checkpoint) -> Scores | None:
     return scores
 
 
-def film(run: Run, checkpoint: Checkpoint) -> bool:
+def film_checkpoint(run: Run, checkpoint: Checkpoint) -> bool:
     """Film one episode of *checkpoint*; say why not where the environment cannot be filmed."""
     config = run.config
     if not config.video.enabled:
@@ -106,7 +104,7 @@ def film(run: Run, checkpoint: Checkpoint) -> bool:
     return True
 
 
-def announce(run: Run, checkpoint: Checkpoint) -> Checkpoint:
+def announce_checkpoint(run: Run, checkpoint: Checkpoint) -> Checkpoint:
     """Tell the W&B run of *checkpoint* in the run folder; it, as it is now.
 
     What goes to ``storage.url`` is told of when it has arrived there.
@@ -116,7 +114,7 @@ def announce(run: Run, checkpoint: Checkpoint) -> Checkpoint:
     return checkpoint
 
 
-def report(run: Run) -> Path:
+def report_run(run: Run) -> Path:
     """The run's page, as it will be true when the run is closed a moment later."""
     run.save()
     return write_report(run.dir, status="finished")

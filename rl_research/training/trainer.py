@@ -32,7 +32,7 @@ _log = logging.getLogger(__name__)
 OnProgress = Callable[[int, int], None]
 
 
-def train(
+def train_run(
     run: Run, on_progress: OnProgress = lambda step, total: None, uploads: Uploads | None = None
 ) -> checkpoints.Checkpoint:
     """Train *run*'s experiment and return its last checkpoint.
