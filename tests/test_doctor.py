@@ -13,9 +13,9 @@ import pytest
 from conftest import TinyConfig
 from wandb_server import WandbServer
 
-from rl_research.cli import diagnosis
+from rl_research.cli import doctor_checks
 from rl_research.cli.command import main
-from rl_research.cli.diagnosis import Finding, examine, exit_code
+from rl_research.cli.doctor_checks import Finding, examine, exit_code
 
 
 @pytest.fixture
@@ -94,8 +94,8 @@ def test_a_full_disk_and_unsynced_runs_are_seen(
     segment = tmp_path / "r" / "wandb" / "offline-run-20260101_000000-r"
     segment.mkdir(parents=True)
     (segment / "run-r.wandb").write_bytes(b":W&B")
-    usage = diagnosis.shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(diagnosis.shutil, "disk_usage", lambda _: usage._replace(free=1000))
+    usage = doctor_checks.shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(doctor_checks.shutil, "disk_usage", lambda _: usage._replace(free=1000))
     found = look(f"runs_dir='{tmp_path}'")
     assert found["disk"].state == "broken"
     assert found["runs"].said == "1 unsynced"

@@ -2,69 +2,67 @@
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rl_research.cli.common import REFERENCE, is_about_storage, lookup, own_stdout, takes_places
+import click
+
+from rl_research.cli.common import (
+    REFERENCE,
+    Answer,
+    as_json,
+    in_runs_dir,
+    lookup,
+    own_stdout,
+    split_storage,
+    words_of,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from rl_research.checkpoints import Checkpoint
-    from rl_research.cli.common import Verbs
 
 _LARGE = 10_000_000  # bytes from which a download shows how far it is
-_USAGE = """\
-rl-research checkpoints [list] [RUN] [--verify] [options]
-       rl-research checkpoints get REF [TARGET] [options]"""
-_ABOUT = f"""\
+_EPILOG = f"""\
 RUN: {REFERENCE}; none: the run trained last.
+
 REF: the same, then @latest, @best or @step-N; alone, these mean the run trained last.
-TARGET: gets checkpoints/step-…, as a run folder has it (default: the run's folder in --runs-dir)."""
+
+TARGET: gets checkpoints/step-…, as a run folder has it; if it is not given, the run's folder in --runs-dir.
+"""
 
 
-def add(verbs: Verbs) -> None:
-    """Add the verb to the command's *verbs*."""
-    verb = verbs.add_parser(
-        "checkpoints",
-        help="list a run's checkpoints, or get one",
-        usage=_USAGE,
-        description=_ABOUT,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    takes_places(verb)
-    verb.add_argument("--verify", action="store_true", help="read and hash every file")
-    verb.set_defaults(verb=_checkpoints, parser=verb)
+@click.command(epilog=_EPILOG, options_metavar="[list] [RUN] [--verify] | get REF [TARGET] [OPTIONS]")
+@words_of("")
+@in_runs_dir
+@as_json
+@click.option("--verify", is_flag=True, help="Read and hash every file.")
+def checkpoints(overrides: tuple[str, ...], runs_dir: str, as_json: bool, verify: bool) -> None:
+    """List a run's checkpoints, or get one."""
+    storage, words = split_storage(overrides)
+    action = words.pop(0) if words[:1] in (["list"], ["get"]) else "list"
+    if action == "get" and len(words) not in (1, 2):
+        raise click.UsageError("get takes REF [TARGET].")
+    if action == "list" and len(words) > 1:
+        raise click.UsageError("list takes one RUN.")
+    with own_stdout(as_json) as answer:
+        look = lookup(storage, runs_dir)
+        if action == "get":
+            _get(words, look, answer)
+        else:
+            _list("".join(words), look, answer, verify=verify)
 
 
-def _checkpoints(given: argparse.Namespace) -> int:
-    words = [word for word in given.overrides if not is_about_storage(word)]
-    given.overrides = [word for word in given.overrides if is_about_storage(word)]
-    action = words.pop(0) if words and words[0] in ("list", "get") else "list"
-    most = {"list": 1, "get": 2}[action]
-    if len(words) > most or (action == "get" and not words):
-        given.parser.error(f"{action} takes {'REF [TARGET]' if action == 'get' else 'one RUN'}")
-    with own_stdout() as answer:
-        return (_get if action == "get" else _list)(given, words, answer)
-
-
-def _list(given: argparse.Namespace, words: Sequence[str], answer: Callable[[str], None]) -> int:
+def _list(run: str, look: dict[str, Any], answer: Answer, *, verify: bool) -> None:
     from rl_research.checkpoints import listed, places_of
 
-    stores = places_of(words[0] if words else "", **lookup(given))
-    found = {store.path(""): listed(store, verify=given.verify) for store in stores}
-    if given.json:
-        places = [{"place": place, "checkpoints": rows} for place, rows in found.items()]
-        answer(json.dumps({"places": places}) + "\n")
+    found = {store.path(""): listed(store, verify=verify) for store in places_of(run, **look)}
+    if answer.as_json:
+        answer.json(places=[{"place": place, "checkpoints": rows} for place, rows in found.items()])
     else:
         answer("\n".join(f"{place}\n{_table(rows)}" for place, rows in found.items()))
-    return 0
 
 
 def _table(rows: Sequence[dict[str, Any]]) -> str:
@@ -101,12 +99,12 @@ def _score(scores: dict[str, Any] | None) -> str:
     return "" if not scores else f"{scores['mean']:.2f} ± {scores.get('std', 0.0):.2f}"
 
 
-def _get(given: argparse.Namespace, words: Sequence[str], answer: Callable[[str], None]) -> int:
+def _get(words: Sequence[str], look: dict[str, Any], answer: Answer) -> None:
     from rl_research.checkpoints import FOLDER, download, find
     from rl_research.runs import leased_folder, make_folder
 
-    checkpoint = find(words[0], **lookup(given))
-    target = Path(words[1]).expanduser() if len(words) > 1 else _home(checkpoint, given.runs_dir)
+    checkpoint = find(words[0], **look)
+    target = Path(words[1]).expanduser() if len(words) > 1 else _run_dir(checkpoint, look["runs_dir"])
     if checkpoint.store.is_at(target / FOLDER):
         checkpoint.verify()
     else:
@@ -119,12 +117,11 @@ def _get(given: argparse.Namespace, words: Sequence[str], answer: Callable[[str]
         "global_step": checkpoint.global_step,
         "bytes": _size(checkpoint),
     }
-    answer(json.dumps(found) + "\n" if given.json else f"{checkpoint.address}\n")
-    return 0
+    answer.result(found, lambda found: f"{found['checkpoint']}\n")
 
 
-def _home(checkpoint: Checkpoint, runs_dir: str) -> Path:
-    """The folder of the run that *checkpoint* is of."""
+def _run_dir(checkpoint: Checkpoint, runs_dir: str) -> Path:
+    """Return the folder that the run of *checkpoint* has in *runs_dir*."""
     stored_as = checkpoint.store.root.rstrip("/").split("/")[-2:][0]
     return Path(runs_dir).expanduser() / str(checkpoint.manifest.get("run_id") or stored_as)
 
@@ -135,7 +132,7 @@ def _size(checkpoint: Checkpoint) -> int:
 
 @contextmanager
 def _progress(checkpoint: Checkpoint) -> Iterator[Callable[[int], None]]:
-    """A bar in a terminal for what takes a while."""
+    """Show a bar in a terminal for what takes a while; the block calls what is yielded with bytes."""
     if _size(checkpoint) < _LARGE or not sys.__stderr__ or not sys.__stderr__.isatty():
         yield lambda count: None
         return

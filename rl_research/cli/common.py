@@ -1,80 +1,61 @@
-"""What several verbs share: their arguments, their answer on standard output, Prefect's settings."""
+"""What several verbs share: their options, their answer on standard output, Prefect's settings."""
 
 from __future__ import annotations
 
-import argparse
+import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from argparse import _SubParsersAction
+import click
 
+if TYPE_CHECKING:
     from rl_research.orchestration import EmbeddedAPI
 
-    Verbs = _SubParsersAction[argparse.ArgumentParser]
-
 REFERENCE = "run_id, run folder, checkpoint folder or fsspec URL"
-_TRUST = "import the module of an environment such as my_module:MyEnv-v0"
+CHECKPOINT = f"CHECKPOINT: {REFERENCE}; then @best or @step-N, else the latest."
+POSITIVE = click.IntRange(min=1)
+
+as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
+in_runs_dir = click.option(
+    "--runs-dir", default="runs", show_default=True, help="Folder in which a run_id is looked for."
+)
+trust_env = click.option(
+    "--trust-env", is_flag=True, help="Import the module of an environment such as my_module:MyEnv-v0."
+)
 
 
-def takes_a_checkpoint(verb: argparse.ArgumentParser) -> None:
-    """Let *verb* take a checkpoint and the options of its file system."""
-    verb.add_argument("checkpoint", help=f"{REFERENCE}; then @best or @step-N, else the latest")
-    takes_places(verb)
-    verb.add_argument("--trust-env", action="store_true", help=_TRUST)
-
-
-def takes_places(verb: argparse.ArgumentParser) -> None:
-    """Let *verb* take where runs are looked for, and ``--json``."""
-    verb.add_argument(
-        "overrides", nargs="*", metavar="storage.KEY=VALUE", help="storage.url, storage.options.…"
-    )
-    verb.add_argument("--runs-dir", default="runs", help="where a run_id is looked for")
-    verb.add_argument("--json", action="store_true", help="print one JSON object on stdout")
+def words_of(metavar: str) -> Callable[..., Any]:
+    """Return a decorator that lets a verb take any number of words, which help calls *metavar*."""
+    return click.argument("overrides", nargs=-1, metavar=metavar)
 
 
 def is_about_storage(word: str) -> bool:
-    """Whether *word* is an override of where checkpoints are stored."""
+    """Return whether *word* is an override of where checkpoints are stored."""
     return word.lstrip("+").startswith(("storage.options.", "storage.url="))
 
 
-def positive(text: str) -> int:
-    """A whole number of at least 1."""
-    try:
-        number = int(text)
-    except ValueError:
-        number = 0
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} should be a whole number of at least 1")
-    return number
+def split_storage(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return the overrides of ``storage`` among *words*, and the other words."""
+    overrides = [word for word in words if is_about_storage(word)]
+    return overrides, [word for word in words if word not in overrides]
 
 
-def lookup(given: argparse.Namespace) -> dict[str, Any]:
-    """Where the verb looks for runs, as `checkpoints.find` takes it."""
+def lookup(overrides: Sequence[str], runs_dir: str) -> dict[str, Any]:
+    """Return where the verb looks for runs, as `checkpoints.find` takes it."""
     from rl_research.checkpoints import storage_among
 
-    storage = storage_among(given.overrides)
-    return {"options": dict(storage.options), "runs_dir": given.runs_dir, "url": storage.url}
-
-
-def hide_secrets(given: argparse.Namespace) -> None:
-    """Move literal secrets among the words of the command into variables of this process."""
-    from rl_research.config import checkpoint_out_of_sight, out_of_sight
-
-    if hasattr(given, "checkpoint"):
-        given.checkpoint, given.overrides = checkpoint_out_of_sight(given.checkpoint, given.overrides)
-    else:
-        given.overrides = out_of_sight(given.overrides)
+    storage = storage_among(overrides)
+    return {"options": dict(storage.options), "runs_dir": runs_dir, "url": storage.url}
 
 
 def prepare_prefect() -> None:
-    """Prefect's own variables, unless the user has set them: quiet, and patient at the first start.
+    """Set Prefect's own variables where the user has not: quiet, and a long time for a first start.
 
-    Where `rl-research up` keeps a server it is used, which saves the start of an embedded one.
+    A server that `rl-research up` keeps is used, which saves the start of an embedded one.
     """
     if "PREFECT_API_URL" not in os.environ:
         from rl_research.orchestration import running_url
@@ -103,9 +84,9 @@ def prefect_api() -> Iterator[EmbeddedAPI | None]:
 
 
 def _check_prefect() -> None:
-    """Say in one line what Prefect would say in a hundred."""
-    import urllib.request
+    """Raise `ConfigError`, one line, for what Prefect would say in a hundred."""
     from urllib.error import URLError
+    from urllib.request import urlopen
 
     from rl_research.errors import ConfigError
 
@@ -119,7 +100,7 @@ def _check_prefect() -> None:
             ) from None
     if url := os.environ.get("PREFECT_API_URL"):
         try:
-            with urllib.request.urlopen(f"{url.rstrip('/')}/health", timeout=10):
+            with urlopen(f"{url.rstrip('/')}/health", timeout=10):
                 pass
         except (URLError, OSError, ValueError) as error:
             raise ConfigError(
@@ -128,20 +109,35 @@ def _check_prefect() -> None:
             ) from None
 
 
+class Answer:
+    """Standard output, kept for the answer: text, or one JSON object where *as_json* asks for it."""
+
+    def __init__(self, descriptor: int, as_json: bool):
+        self._descriptor, self.as_json = descriptor, as_json
+
+    def __call__(self, text: str) -> None:
+        """Write *text*."""
+        with os.fdopen(os.dup(self._descriptor), "w", encoding="utf-8") as out:
+            out.write(text)
+
+    def json(self, **found: Any) -> None:
+        """Write *found* as one JSON object."""
+        self(json.dumps(found) + "\n")
+
+    def result(self, found: Mapping[str, Any], shown: Callable[[Any], str]) -> None:
+        """Write *found* as JSON, or as *shown* puts it for people."""
+        self(json.dumps(found) + "\n" if self.as_json else shown(found))
+
+
 @contextmanager
-def own_stdout() -> Iterator[Callable[[str], None]]:
+def own_stdout(as_json: bool = False) -> Iterator[Answer]:
     """Keep standard output for the answer; what libraries and their children print goes to stderr."""
     sys.stdout.flush()
     kept = os.dup(1)
     os.dup2(2, 1)
     try:
         with redirect_stdout(sys.stderr):
-            yield lambda text: _write(kept, text)
+            yield Answer(kept, as_json)
     finally:
         os.dup2(kept, 1)
         os.close(kept)
-
-
-def _write(descriptor: int, text: str) -> None:
-    with os.fdopen(os.dup(descriptor), "w", encoding="utf-8") as out:
-        out.write(text)

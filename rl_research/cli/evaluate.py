@@ -2,41 +2,58 @@
 
 from __future__ import annotations
 
-import argparse
-import json
-from typing import TYPE_CHECKING
+import click
 
-from rl_research.cli.common import hide_secrets, lookup, own_stdout, positive, prefect_api, takes_a_checkpoint
-from rl_research.cli.terminal import score
-
-if TYPE_CHECKING:
-    from rl_research.cli.common import Verbs
-
-
-def add(verbs: Verbs) -> None:
-    """Add the verb to the command's *verbs*."""
-    evaluate = verbs.add_parser("evaluate", help="score a checkpoint on held-out seeds", allow_abbrev=False)
-    takes_a_checkpoint(evaluate)
-    evaluate.add_argument("--episodes", type=positive, help="how many (default: as configured)")
-    evaluate.set_defaults(verb=_evaluate, parser=evaluate)
+from rl_research.cli.common import (
+    CHECKPOINT,
+    POSITIVE,
+    as_json,
+    in_runs_dir,
+    lookup,
+    own_stdout,
+    prefect_api,
+    trust_env,
+    words_of,
+)
+from rl_research.cli.results import score
 
 
-def _evaluate(given: argparse.Namespace) -> int:
-    with own_stdout() as answer:
+@click.command(epilog=CHECKPOINT)
+@click.argument("checkpoint")
+@words_of("[storage.KEY=VALUE …]")
+@in_runs_dir
+@as_json
+@trust_env
+@click.option("--episodes", type=POSITIVE, help="How many; as configured if it is not given.")
+def evaluate(
+    checkpoint: str,
+    overrides: tuple[str, ...],
+    runs_dir: str,
+    as_json: bool,
+    trust_env: bool,
+    episodes: int | None,
+) -> None:
+    """Score a checkpoint on held-out seeds."""
+    with own_stdout(as_json) as answer:
         from rl_research.checkpoints import find
+        from rl_research.config import checkpoint_out_of_sight
         from rl_research.storage import is_transient
 
-        hide_secrets(given)
-        reference = given.checkpoint
+        reference, words = checkpoint_out_of_sight(checkpoint, overrides)
         try:  # a mistake is found before a flow run exists
-            reference = find(reference, **lookup(given)).address
+            reference = find(reference, **lookup(words, runs_dir)).address
         except Exception as error:
             if not is_transient(error):
                 raise
         with prefect_api() as api:
-            from rl_research.cli.flow_calls import evaluate
+            from rl_research.flows import evaluate as flows
+            from rl_research.orchestration import call_flow
 
-        words = (given.episodes, given.overrides, given.trust_env, given.runs_dir)
-        result = evaluate(reference, *words, api)
-        answer(json.dumps(result) + "\n" if given.json else score(result) + "\n")
-    return 0
+        def without_prefect(_: str) -> object:
+            found = flows.find_checkpoint.fn(reference, words, runs_dir)
+            return flows.described(found, flows.score_checkpoint.fn(found, episodes, trust_env))
+
+        result = call_flow(
+            flows.evaluate, (reference, episodes, words, trust_env, runs_dir), api, without_prefect
+        )
+        answer.result(result, lambda found: score(found) + "\n")

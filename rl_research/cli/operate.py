@@ -2,37 +2,25 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rl_research.cli.common import positive
+import click
+
+from rl_research.cli.common import POSITIVE, prepare_prefect
+from rl_research.errors import ConfigError
 
 if TYPE_CHECKING:
-    from rl_research.cli.common import Verbs
     from rl_research.orchestration import LocalServer
 
 _FILE = Path("deployment.yaml")
 
 
-def add(verbs: Verbs) -> None:
-    """Add the verbs to the command's *verbs*."""
-    for name, verb, text in (
-        ("up", _up, "start a Prefect server and a worker here, and deploy"),
-        ("down", _down, "stop them; flow runs commit first"),
-        ("deploy", _deploy, "check deployment.yaml and deploy it at PREFECT_API_URL"),
-        ("serve", _serve, "run the deployments from this one process, without a worker"),
-    ):
-        made = verbs.add_parser(name, help=text, description=text, allow_abbrev=False)
-        made.set_defaults(verb=verb, parser=made, overrides=[])
-        if name == "serve":
-            made.add_argument("--limit", type=positive, default=2, help="flow runs at a time (default: 2)")
-
-
-def _up(given: argparse.Namespace) -> int:
-    _takes_no_overrides(given)
+@click.command()
+def up() -> None:
+    """Start a Prefect server and a worker here, and deploy."""
     local = _local_server()
     os.environ.update(local.env)
     from rl_research.orchestration import deploy, read
@@ -45,51 +33,45 @@ def _up(given: argparse.Namespace) -> int:
         f"Prefect     {local.url.removesuffix('/api')}\n"
         f"elsewhere   export PREFECT_API_URL={local.url}\n"
         f"start one   prefect deployment run train/nightly\n"
-        f"logs        {_near(local.server.log)} {_near(local.worker.log)}\n"
+        f"logs        {os.path.relpath(local.server.log)} {os.path.relpath(local.worker.log)}\n"
         "stop        rl-research down\n"
     )
-    return 0
 
 
-def _down(given: argparse.Namespace) -> int:
-    _takes_no_overrides(given)
+@click.command()
+def down() -> None:
+    """Stop the server and the worker; flow runs commit first."""
     _local_server().stop()
-    return 0
 
 
-def _deploy(given: argparse.Namespace) -> int:
-    _takes_no_overrides(given)
+@click.command()
+def deploy() -> None:
+    """Check deployment.yaml and deploy it at PREFECT_API_URL."""
     _find_server()
-    from rl_research.orchestration import deploy
+    from rl_research import orchestration
 
-    deploy(_FILE)
-    return 0
+    orchestration.deploy(_FILE)
 
 
-def _serve(given: argparse.Namespace) -> int:
-    _takes_no_overrides(given)
+@click.command()
+@click.option("--limit", type=POSITIVE, default=2, show_default=True, help="Flow runs at a time.")
+def serve(limit: int) -> None:
+    """Run the deployments from this one process, without a worker."""
     _find_server()
-    from rl_research.orchestration import serve
+    from rl_research import orchestration
 
     sys.stdout.write(
-        f"serving     {_FILE}, {given.limit} flow runs at a time\n"
+        f"serving     {_FILE}, {limit} flow runs at a time\n"
         "start one   prefect deployment run train/nightly\n"
         "stop        Ctrl-C; flow runs commit first. Once more: at once\n"
     )
     sys.stdout.flush()
-    serve(_FILE, given.limit)
-    return 0
-
-
-def _takes_no_overrides(given: argparse.Namespace) -> None:
-    if given.overrides:
-        given.parser.error(f"unrecognized argument: {given.overrides[0]}")
+    orchestration.serve(_FILE, limit)
 
 
 def _local_server() -> LocalServer:
     import yaml
 
-    from rl_research.errors import ConfigError
     from rl_research.orchestration import LocalServer
 
     try:
@@ -103,10 +85,7 @@ def _local_server() -> LocalServer:
 
 
 def _find_server() -> None:
-    """Talk to PREFECT_API_URL, else to what `rl-research up` has started; `ConfigError` without either."""
-    from rl_research.cli.common import prepare_prefect
-    from rl_research.errors import ConfigError
-
+    """Use PREFECT_API_URL, else the server of `rl-research up`; raise `ConfigError` without either."""
     prepare_prefect()
     os.environ.pop("PREFECT_LOGGING_LEVEL")  # what is deployed or served is said here
     if "PREFECT_API_URL" not in os.environ:
@@ -114,7 +93,3 @@ def _find_server() -> None:
             "PREFECT_API_URL is not set, and no server runs here: deployments outlive this command, so "
             "they need one. Start it with `rl-research up`, or set PREFECT_API_URL."
         )
-
-
-def _near(path: Path) -> str:
-    return os.path.relpath(path)

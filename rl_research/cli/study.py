@@ -2,59 +2,53 @@
 
 from __future__ import annotations
 
-import argparse
-import json
 import shlex
-from typing import TYPE_CHECKING, Any
 
-from rl_research.cli.common import hide_secrets, own_stdout, positive, prefect_api
+import click
 
-if TYPE_CHECKING:
-    from rl_research.cli.common import Verbs
+from rl_research.cli.common import POSITIVE, as_json, own_stdout, prefect_api, words_of
 
 
-def add(verbs: Verbs) -> None:
-    """Add the verb to the command's *verbs*."""
-    study = verbs.add_parser(
-        "study", help="train several seeds and settings, and compare them", allow_abbrev=False
-    )
-    study.add_argument("name", help="of the study; started again, it goes on")
-    study.add_argument("overrides", nargs="*", metavar="key=value")
-    study.add_argument("--seeds", type=_seeds, default=[0, 1, 2], metavar="0,1,2")
-    study.add_argument(
-        "--setting", action="append", default=[], type=shlex.split, metavar="'key=value …'",
-        help="overrides of one setting; repeat it for each",
-    )  # fmt: skip
-    study.add_argument("--at-a-time", type=positive, default=1, help="processes (default: 1)")
-    study.add_argument("--json", action="store_true", help="print one JSON object on stdout")
-    study.set_defaults(verb=_study, parser=study)
-
-
-def _seeds(text: str) -> list[int]:
+def _seeds(_context: click.Context, _option: click.Parameter, text: str) -> list[int]:
     try:
         return [int(seed) for seed in text.split(",")]
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text} should be whole numbers, such as 0,1,2") from None
+        raise click.BadParameter(f"{text} should be whole numbers, such as 0,1,2.") from None
 
 
-def _study(given: argparse.Namespace) -> int:
-    with own_stdout() as answer:
+@click.command()
+@click.argument("name")
+@words_of("[key=value …]")
+@click.option("--seeds", callback=_seeds, default="0,1,2", show_default=True, help="Seeds of each setting.")
+@click.option(
+    "--setting", "settings", multiple=True, metavar="'key=value …'",
+    help="Overrides of one setting; repeat the option for each.",
+)  # fmt: skip
+@click.option("--at-a-time", type=POSITIVE, default=1, show_default=True, help="Processes side by side.")
+@as_json
+def study(
+    name: str,
+    overrides: tuple[str, ...],
+    seeds: list[int],
+    settings: tuple[str, ...],
+    at_a_time: int,
+    as_json: bool,
+) -> None:
+    """Train several seeds and settings, and compare them.
+
+    A study of the same NAME goes on where it stopped.
+    """
+    with own_stdout(as_json) as answer:
         from rl_research.config import out_of_sight
+        from rl_research.report import study_markdown
         from rl_research.studies import plan
 
-        plan(given.name, given.overrides, given.seeds, given.setting)  # mistakes first
-        hide_secrets(given)
-        given.setting = [out_of_sight(words) for words in given.setting]
+        grid = [shlex.split(setting) for setting in settings]
+        plan(name, overrides, seeds, grid)  # a mistake is found before anything is started
+        words = (name, out_of_sight(overrides), seeds, [out_of_sight(setting) for setting in grid], at_a_time)
         with prefect_api() as api:
-            from rl_research.cli.flow_calls import study
+            from rl_research.flows import study as flows
+            from rl_research.orchestration import call_flow
 
-        words = (given.overrides, given.seeds, given.setting, given.at_a_time)
-        found = study(given.name, *words, api)
-        answer(json.dumps(found) + "\n" if given.json else _table(found))
-    return 0
-
-
-def _table(found: dict[str, Any]) -> str:
-    from rl_research.report import study_markdown
-
-    return study_markdown(found)
+        found = call_flow(flows.study, words, api, lambda _: flows.outcome_of(*words, api=None))
+        answer.result(found, study_markdown)

@@ -2,103 +2,100 @@
 
 from __future__ import annotations
 
-import argparse
-import json
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from rl_research.cli.common import is_about_storage, own_stdout, positive
+import click
+
+from rl_research.cli.common import POSITIVE, as_json, own_stdout, split_storage, words_of
 
 if TYPE_CHECKING:
-    from rl_research.cli.common import Verbs
     from rl_research.sync import LocalRun, Outcome, Policy
 
-_RUNS = "runs"
 _LISTED = 10  # unchanged runs; more are counted
 _EPILOG = """\
-exit codes: 0 everything has arrived (or nothing was there to send); 75 something is left that a later
-            sync delivers; 2 something is left that somebody has to see to, said with its remedy
+Exit codes: 0 everything has arrived (or nothing was there to send); 75 something is left that a later
+sync delivers; 2 something is left that somebody has to see to, said with its remedy.
 """
 
 
-def add(verbs: Verbs) -> None:
-    """Add the verb to the command's *verbs*."""
-    sync = verbs.add_parser(
-        "sync",
-        help="bring offline runs to Weights & Biases, each row once",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    sync.add_argument(
-        "overrides", nargs="*", metavar="PATH", help="runs folders, runs, W&B folders or URLs (default: runs)"
-    )
-    sync.add_argument("--json", action="store_true", help="print one JSON object on stdout")
-    sync.add_argument("--dry-run", action="store_true", help="say what would be sent, ask nobody")
-    sync.add_argument("--force", action="store_true", help="also blocked and delivered runs")
-    sync.add_argument("--include-online", action="store_true", help="also what online runs could not send")
-    sync.add_argument(
-        "--push", metavar="URL", help="bring them to URL instead, from where another machine syncs"
-    )
-    sync.add_argument("--tries", type=positive, default=3, help="times a run is tried (default: 3)")
-    sync.add_argument("--watch", action="store_true", help="go on until stopped")
-    sync.add_argument("--every", type=positive, default=60, help="with --watch: seconds between two looks")
-    sync.set_defaults(verb=_sync, parser=sync)
+@dataclass(frozen=True)
+class _Wanted:
+    """The options of one command."""
+
+    dry_run: bool
+    force: bool
+    include_online: bool
+    push: str | None
+    tries: int
+    watch: bool
+
+    def policy(self, *, patient: bool = False) -> Policy:
+        """Return which runs are tried; where *patient*, none before its next try is due."""
+        from rl_research.sync import Policy
+
+        return Policy(force=self.force, patient=patient)
 
 
-def _sync(given: argparse.Namespace) -> int:
-    with own_stdout() as answer:
-        if given.watch:
-            return _watch(given, answer)
+@click.command(epilog=_EPILOG)
+@words_of("[PATH|URL …] [storage.KEY=VALUE …]")
+@as_json
+@click.option("--dry-run", is_flag=True, help="Say what would be sent, ask nobody.")
+@click.option("--force", is_flag=True, help="Send blocked and delivered runs, too.")
+@click.option("--include-online", is_flag=True, help="Send what online runs could not send, too.")
+@click.option(
+    "--push", metavar="URL", help="Bring the runs to URL instead, from where another machine syncs."
+)
+@click.option("--tries", type=POSITIVE, default=3, show_default=True, help="Times a run is tried.")
+@click.option("--watch", is_flag=True, help="Go on until stopped.")
+@click.option("--every", type=POSITIVE, default=60, show_default=True, help="Seconds between two looks.")
+def sync(overrides: tuple[str, ...], as_json: bool, every: int, **options: Any) -> int:
+    """Bring offline runs to Weights & Biases, each row once.
+
+    PATH is a folder of runs, a run or a W&B folder; without one it is ./runs.
+    """
+    wanted = _Wanted(**options)
+    with own_stdout(as_json) as answer:
+        if wanted.watch:
+            return _watch(overrides, wanted, every, answer)
         from rl_research.sync import exit_code
 
-        outcomes = _once(given, answer, _policy(given))
+        outcomes = _once(overrides, wanted, wanted.policy(), _say_nothing if as_json else answer)
         code = exit_code(outcomes)
-        if given.json:
-            found = [outcome.as_dict() for outcome in outcomes]
-            answer(json.dumps({"exit_code": code, "runs": found}) + "\n")
+        if as_json:
+            answer.json(exit_code=code, runs=[outcome.as_dict() for outcome in outcomes])
     return code
 
 
-def _policy(given: argparse.Namespace, *, patient: bool = False) -> Policy:
-    from rl_research.sync import Policy
-
-    return Policy(force=given.force, patient=patient)
+def _say_nothing(_text: str) -> None:
+    """Stand in for the answer where it is one JSON object at the end."""
 
 
-def _once(given: argparse.Namespace, answer: Callable[[str], None], policy: Policy) -> list[Outcome]:
-    """One look at everything; each line is said as soon as it is known."""
+def _once(words: Sequence[str], wanted: _Wanted, policy: Policy, say: Callable[[str], None]) -> list[Outcome]:
+    """Look at everything once; each line is said as soon as it is known."""
+    from rl_research.checkpoints import storage_among
     from rl_research.sync import places
 
-    words, options = _places(given.overrides)
-    online, to_send = given.include_online, not given.dry_run
-    with places.opened(words, options, include_online=online, to_send=to_send) as runs:
-        if given.dry_run:
-            return _would_send(runs, answer, policy)
-        with _progress(len(runs), given, answer) as told:
-            if given.push is not None:
+    storage, where = split_storage(words)
+    options = dict(storage_among(storage).options) if storage else {}
+    online, to_send = wanted.include_online, not wanted.dry_run
+    with places.opened(where or ["runs"], options, include_online=online, to_send=to_send) as runs:
+        if wanted.dry_run:
+            return _would_send(runs, say, policy)
+        with _progress(len(runs), wanted, say) as report:
+            if wanted.push is not None:
                 from rl_research.sync import push
 
-                return push(runs, given.push, options, told)
-            return places.deliver(runs, policy, tries=given.tries, told=told)
+                return push(runs, wanted.push, options, report)
+            return places.deliver(runs, policy, tries=wanted.tries, told=report)
 
 
-def _places(words: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
-    """The paths and URLs among *words*, and the options of their file system."""
-    settings = [word for word in words if is_about_storage(word)]
-    where = [word for word in words if word not in settings]
-    if not settings:
-        return where or [_RUNS], {}
-    from rl_research.checkpoints import storage_among
-
-    return where or [_RUNS], dict(storage_among(settings).options)
-
-
-def _would_send(runs: Sequence[LocalRun], answer: Callable[[str], None], policy: Policy) -> list[Outcome]:
+def _would_send(runs: Sequence[LocalRun], say: Callable[[str], None], policy: Policy) -> list[Outcome]:
     from rl_research.sync import outcome_of, reason_not_to_try, server
 
     account = server.account()
@@ -109,44 +106,44 @@ def _would_send(runs: Sequence[LocalRun], answer: Callable[[str], None], policy:
             reason = f"{len(run.pending or run.sizes)} segments, {size:,} bytes would be looked at."
             outcome = outcome_of(run.ledger, run.place, "waiting", reason=reason, remedy="")
         outcomes.append(outcome)
-        answer(outcome.line() + "\n")
+        say(outcome.line() + "\n")
     return outcomes
 
 
 @contextmanager
 def _progress(
-    number: int, given: argparse.Namespace, answer: Callable[[str], None]
+    number: int, wanted: _Wanted, say: Callable[[str], None]
 ) -> Iterator[Callable[[Outcome], None]]:
-    """Say each outcome in a line, above a bar where a person looks; a word for all that is as it was."""
+    """Say each outcome in a line, above a bar in a terminal; unchanged runs come last, many as a count."""
     from tqdm import tqdm
 
     unchanged: list[Outcome] = []
     with tqdm(total=number, unit="run", disable=not sys.stderr.isatty() or not number) as bar:
 
-        def told(outcome: Outcome) -> None:
+        def report(outcome: Outcome) -> None:
             bar.update()
             if outcome.state == "unchanged":
                 unchanged.append(outcome)
-            elif not given.json:
+            else:
                 bar.clear()
-                answer(outcome.line() + "\n")
+                say(outcome.line() + "\n")
 
-        yield told
-    if given.json or given.watch:
+        yield report
+    if wanted.watch:
         return
     if len(unchanged) > _LISTED:
-        answer(f"unchanged  {len(unchanged):,} runs, which had arrived before\n")
+        say(f"unchanged  {len(unchanged):,} runs, which had arrived before\n")
     else:
-        answer("".join(outcome.line() + "\n" for outcome in unchanged))
+        say("".join(outcome.line() + "\n" for outcome in unchanged))
     if not number:
-        answer("nothing to sync: no offline run is there\n")
+        say("nothing to sync: no offline run is there\n")
 
 
-def _watch(given: argparse.Namespace, answer: Callable[[str], None]) -> int:
-    """Look again and again until SIGINT or SIGTERM; what is said once is not repeated."""
+def _watch(words: Sequence[str], wanted: _Wanted, every: float, answer: Callable[[str], None]) -> int:
+    """Look again and again until SIGINT or SIGTERM; what has been said is not repeated."""
     said: set[str] = set()
 
-    def once(text: str) -> None:
+    def say_once(text: str) -> None:
         if text not in said:
             said.add(text)
             answer(text)
@@ -155,6 +152,6 @@ def _watch(given: argparse.Namespace, answer: Callable[[str], None]) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stopped.set())
     while not stopped.is_set():
-        _once(given, once, _policy(given, patient=bool(said)))
-        stopped.wait(given.every)
+        _once(words, wanted, wanted.policy(patient=bool(said)), say_once)
+        stopped.wait(every)
     return 0

@@ -2,81 +2,123 @@
 
 from __future__ import annotations
 
-import argparse
-import json
 import logging
 import sys
-from collections.abc import Callable, Mapping
+import textwrap
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from rl_research.cli.common import hide_secrets, own_stdout, prefect_api
-from rl_research.cli.terminal import help_on_settings, summary
+import click
+
+from rl_research.cli.common import as_json, own_stdout, prefect_api, words_of
+from rl_research.cli.results import summary
 
 if TYPE_CHECKING:
-    from rl_research.cli.common import Verbs
+    from rl_research.config import Config
 
 _log = logging.getLogger(__name__)
 
 
-def add(verbs: Verbs) -> None:
-    """Add the verb to the command's *verbs*."""
-    train = verbs.add_parser(
-        "train", help="train, score and report one experiment", add_help=False, allow_abbrev=False
-    )
-    train.add_argument("overrides", nargs="*", metavar="key=value")
-    train.add_argument("--json", action="store_true", help="print one JSON object on stdout")
-    train.add_argument("--cfg", action="store_true", help="print the composed configuration")
-    train.add_argument("-h", "--help", action="store_true", help="list groups and settings")
-    train.set_defaults(verb=_train, parser=train)
+class _Settings(click.Command):
+    """A command whose help lists every group, choice and setting."""
+
+    def get_help(self, ctx: click.Context) -> str:  # noqa: ARG002  # click's form
+        return help_on_settings()
 
 
-def _train(given: argparse.Namespace) -> int:
-    if given.help:
-        sys.stdout.write(help_on_settings())
-        return 0
-    from rl_research.config import compose, load_config
+@click.command(cls=_Settings, short_help="Train, score and report one experiment.")
+@words_of("[key=value …]")
+@as_json
+@click.option("--cfg", is_flag=True, help="Print the composed configuration.")
+def train(overrides: tuple[str, ...], as_json: bool, cfg: bool) -> None:
+    """Train, score and report one experiment."""
+    from rl_research.config import load_config, out_of_sight
 
-    config = load_config(given.overrides)
-    hide_secrets(given)
-    if given.cfg:
-        import yaml
-
-        from rl_research.tracking import public
-
-        composed = compose(given.overrides)
-        composed["storage"] = public(composed["storage"])
-        sys.stdout.write(yaml.safe_dump(composed, sort_keys=False, allow_unicode=True))
-        return 0
-    with own_stdout() as answer:
-        from rl_research.runs import left_of
+    config = load_config(overrides)
+    words = out_of_sight(overrides)
+    if cfg:
+        sys.stdout.write(_composed(words))
+        return
+    with own_stdout(as_json) as answer:
+        from rl_research.runs import left_of, result_of
         from rl_research.training import finished_result, preflight
 
-        done = finished_result(config)
-        if done is not None and not left_of(done):
+        record = finished_result(config)
+        if record is not None and not left_of(record):
             _log.info("run %s is finished: its result is returned", config.run_id)
-            _answer_train(given, answer, done)
-            return 0
-        with prefect_api() as api:
-            if done is None:
-                preflight(config)
-            _log.info(
-                "%s: %s on %s, seed %d, %s steps",
-                config.name,
-                config.algorithm.name.upper(),
-                config.env.id,
-                config.experiment.seed,
-                f"{config.experiment.total_timesteps:,}",
-            )
-            from rl_research.cli.flow_calls import train
-
-        _answer_train(given, answer, train(given.overrides, api))
-    return 0
+            result = result_of(record)
+        else:
+            with prefect_api() as api:  # its embedded server starts meanwhile
+                if record is None:
+                    preflight(config)
+                _log.info("%s", _announced(config))
+                from rl_research.flows.train import train as flow
+                from rl_research.orchestration import call_flow
+            result = call_flow(flow, (words,), api, lambda run: _trained_without_prefect(words, run))
+        answer.result(result, summary)
 
 
-def _answer_train(
-    given: argparse.Namespace, answer: Callable[[str], None], record: Mapping[str, Any]
-) -> None:
-    from rl_research.runs import result_of
+def _announced(config: Config) -> str:
+    experiment, algorithm = config.experiment, config.algorithm.name.upper()
+    what = f"{config.name}: {algorithm} on {config.env.id}"
+    return f"{what}, seed {experiment.seed}, {experiment.total_timesteps:,} steps"
 
-    result = result_of(record)
-    answer(json.dumps(result) + "\n" if given.json else summary(result))
+
+def _trained_without_prefect(overrides: Sequence[str], flow_run_id: str) -> dict[str, Any]:
+    """Return what the flow returns; *flow_run_id* is the flow run that began, or a new id."""
+    from rl_research.orchestration import pipeline
+    from rl_research.runs import left_of, result_of
+    from rl_research.training import finished_result, run_all_stages
+
+    config = pipeline.config_of(overrides, flow_run_id)
+    record = finished_result(config, flow_run_id)
+    if record is not None and (left := left_of(record)):
+        _log.warning("step %s is not uploaded; the next start tries", ", ".join(map(str, left)))
+    return result_of(record or run_all_stages(config, overrides).record)
+
+
+def _composed(words: Sequence[str]) -> str:
+    import yaml
+
+    from rl_research.config import compose
+    from rl_research.tracking import public
+
+    composed = compose(words)
+    composed["storage"] = public(composed["storage"])
+    return yaml.safe_dump(composed, sort_keys=False, allow_unicode=True)
+
+
+def help_on_settings() -> str:
+    """Return the groups and settings, straight from the schema and the folder of configurations."""
+    from rl_research.config import Config, choices, compose, groups, settings, validated
+
+    lines = ["usage: rl-research train [key=value …] [--json] [--cfg] [-h]", "", "groups:"]
+    for group in groups():
+        text = textwrap.fill(", ".join(choices(group)), 96, subsequent_indent=" " * 20)
+        lines.append(f"  {group + '=NAME':<17} {text}")
+    lines += ["", "settings, with their defaults:"]
+    defaults = validated(Config, compose()).model_dump(mode="json")
+    for name, meaning in settings().items():
+        lines.append(f"  {name + '=' + _shown(_at(defaults, name)):<38} {meaning}")
+    lines += [
+        "",
+        "options:",
+        "  --json    print one JSON object on stdout, everything else on stderr",
+        "  --cfg     print the composed configuration and stop",
+        "",
+        "exit codes: 0 done; 2 a mistake, said in one line; 75 stopped by a signal and committed;",
+        "            130 cut off; 1 a bug, with its traceback",
+    ]
+    return "\n".join(lines)
+
+
+def _at(values: Any, path: str) -> Any:
+    for key in path.split("."):
+        values = values.get(key) if isinstance(values, Mapping) else None
+    return values
+
+
+def _shown(value: Any) -> str:
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return "runs/RUN_ID" if value == "{run_dir}" else str(value)

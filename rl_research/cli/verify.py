@@ -2,34 +2,33 @@
 
 from __future__ import annotations
 
-import argparse
-import json
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
 
-from rl_research.cli.common import hide_secrets, lookup, own_stdout, takes_a_checkpoint
+import click
 
-if TYPE_CHECKING:
-    from rl_research.cli.common import Verbs
+from rl_research.cli.common import CHECKPOINT, as_json, in_runs_dir, lookup, own_stdout, trust_env, words_of
 
 
-def add(verbs: Verbs) -> None:
-    """Add the verb to the command's *verbs*."""
-    verify = verbs.add_parser(
-        "verify", help="check a checkpoint's every byte, and its scores", allow_abbrev=False
-    )
-    takes_a_checkpoint(verify)
-    verify.add_argument("--evaluate", action="store_true", help="play the recorded episodes again")
-    verify.set_defaults(verb=_verify, parser=verify)
-
-
-def _verify(given: argparse.Namespace) -> int:
-    with own_stdout() as answer:
+@click.command(epilog=CHECKPOINT)
+@click.argument("checkpoint")
+@words_of("[storage.KEY=VALUE …]")
+@in_runs_dir
+@as_json
+@trust_env
+@click.option("--evaluate", is_flag=True, help="Play the recorded episodes again.")
+def verify(
+    checkpoint: str, overrides: tuple[str, ...], runs_dir: str, as_json: bool, trust_env: bool, evaluate: bool
+) -> None:
+    """Check a checkpoint's every byte, and its scores."""
+    with own_stdout(as_json) as answer:
+        from rl_research import training
         from rl_research.checkpoints import find
-        from rl_research.training import verify
+        from rl_research.config import checkpoint_out_of_sight
 
-        hide_secrets(given)
-        checkpoint = find(given.checkpoint, **lookup(given))
-        found = verify(checkpoint, evaluate=given.evaluate, trust_env=given.trust_env)
-        lines = "".join(f"{name:<18} {value}\n" for name, value in found.items())
-        answer(json.dumps(found) + "\n" if given.json else lines)
-    return 0
+        reference, words = checkpoint_out_of_sight(checkpoint, overrides)
+        found = find(reference, **lookup(words, runs_dir))
+        answer.result(training.verify(found, evaluate=evaluate, trust_env=trust_env), _table)
+
+
+def _table(found: Mapping[str, object]) -> str:
+    return "".join(f"{name:<18} {value}\n" for name, value in found.items())

@@ -1,4 +1,4 @@
-"""What of this machine's surroundings works, found out in seconds, with a remedy for what does not."""
+"""Checks of this machine's surroundings, each bounded in time, with a remedy for what does not work."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from rl_research.sync import Policy, find, reason_not_to_try, server
 from rl_research.system import without_password
 from rl_research.tracking import NoAnswer, WandbApi
 
-_PATIENCE = 5.0  # seconds for one answer
+_TIMEOUT = 5.0  # seconds for one answer
 _LOW, _OUT = 10e9, 1e9  # bytes of disk: warned of, too few
 _PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
 _KNOWN_CLASHES = {  # what breaks what: package -> (versions that work, why)
@@ -46,18 +46,18 @@ class Finding:
 
 
 def examine(config: Config) -> list[Finding]:
-    """Look at everything that *config* needs, side by side; each look is bounded in time."""
-    with ThreadPoolExecutor(len(_LOOKS)) as pool:
-        found = pool.map(lambda look: list(look(config)), _LOOKS)
+    """Check everything that *config* needs, side by side; each check is bounded in time."""
+    with ThreadPoolExecutor(len(_CHECKS)) as pool:
+        found = pool.map(lambda check: list(check(config)), _CHECKS)
         return [finding for findings in found for finding in findings]
 
 
 def exit_code(findings: list[Finding]) -> int:
-    """2 if anything is broken, else 0; a warning is for people."""
+    """Return 2 if anything is broken, else 0; a warning is for people."""
     return 2 if any(finding.state == "broken" for finding in findings) else 0
 
 
-def _versions(config: Config) -> Iterator[Finding]:  # noqa: ARG001  # one form for all looks
+def _versions(config: Config) -> Iterator[Finding]:  # noqa: ARG001  # one form for all checks
     for package, (works, why) in _KNOWN_CLASHES.items():
         try:
             version = metadata.version(package)
@@ -88,7 +88,7 @@ def _wandb(config: Config) -> Iterator[Finding]:
     online = config.wandb.mode == "online"
     wanted = "broken" if online else "warning"
     try:
-        WandbApi(account.base_url, _PATIENCE).viewer()
+        WandbApi(account.base_url, _TIMEOUT).viewer()
     except NoAnswer as no:
         remedy = "Runs go on offline meanwhile; `rl-research sync` delivers them."
         yield Finding("W&B", wanted, str(no), remedy)
@@ -106,7 +106,7 @@ def _wandb(config: Config) -> Iterator[Finding]:
     yield Finding("W&B", "ok", f"{account.base_url} knows the key and answers for {project}")
 
 
-def _proxies(config: Config) -> Iterator[Finding]:  # noqa: ARG001  # one form for all looks
+def _proxies(config: Config) -> Iterator[Finding]:  # noqa: ARG001  # one form for all checks
     found = {name: os.environ[name] for name in os.environ if name.upper() in _PROXIES}
     bare = os.environ.get("NO_PROXY") or os.environ.get("no_proxy") or ""
     hosts = [urlsplit(os.environ.get(name, "")).hostname for name in ("PREFECT_API_URL", "WANDB_BASE_URL")]
@@ -144,13 +144,13 @@ def _storage(config: Config) -> Iterator[Finding]:
         yield Finding("storage", state, f"{shown}: {said}")
 
 
-def _prefect(config: Config) -> Iterator[Finding]:  # noqa: ARG001  # one form for all looks
+def _prefect(config: Config) -> Iterator[Finding]:  # noqa: ARG001  # one form for all checks
     url = os.environ.get("PREFECT_API_URL")
     if not url:
         yield Finding("Prefect", "ok", "its embedded API (PREFECT_API_URL is not set)")
         return
     try:
-        with urllib.request.urlopen(f"{url.rstrip('/')}/health", timeout=_PATIENCE):
+        with urllib.request.urlopen(f"{url.rstrip('/')}/health", timeout=_TIMEOUT):
             pass
         ready = [pool["name"] for pool in _pools(url) if pool.get("status") == "READY"]
     except (URLError, OSError, ValueError) as error:
@@ -168,7 +168,7 @@ def _pools(url: str) -> list[dict[str, str]]:
     request = urllib.request.Request(
         f"{url.rstrip('/')}/work_pools/filter", b"{}", {"Content-Type": "application/json"}
     )
-    with urllib.request.urlopen(request, timeout=_PATIENCE) as answer:
+    with urllib.request.urlopen(request, timeout=_TIMEOUT) as answer:
         found: list[dict[str, str]] = json.load(answer)
     return found
 
@@ -200,7 +200,7 @@ def _runs(config: Config) -> Iterator[Finding]:
         yield Finding("runs", "ok", said)
 
 
-def _films(config: Config) -> Iterator[Finding]:  # noqa: ARG001  # one form for all looks
+def _films(config: Config) -> Iterator[Finding]:  # noqa: ARG001  # one form for all checks
     wanted = {"moviepy": "films", "imageio_ffmpeg": "films", "pygame": "pictures of classic control"}
     missing = [name for name in wanted if importlib.util.find_spec(name) is None]
     if missing:
@@ -210,6 +210,6 @@ def _films(config: Config) -> Iterator[Finding]:  # noqa: ARG001  # one form for
         yield Finding("films", "ok", "moviepy, ffmpeg and pygame are there")
 
 
-_LOOKS: tuple[Callable[[Config], Iterator[Finding]], ...] = (
+_CHECKS: tuple[Callable[[Config], Iterator[Finding]], ...] = (
     _versions, _wandb, _proxies, _storage, _prefect, _disk, _runs, _films,
 )  # fmt: skip

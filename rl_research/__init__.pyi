@@ -1,0 +1,4 @@
+from .config import load_config as load_config
+from .tracking import ExperimentLogger as ExperimentLogger
+
+__version__: str
