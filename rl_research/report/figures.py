@@ -1,7 +1,7 @@
-"""The figures of a report: inline SVG that takes its colours from the page, or PNG.
+"""Figures of a report: inline SVG that takes its colours from the page, or PNG.
 
-A figure is a function that draws on an `Axes`; `svg` and `png` give it one. Nothing here uses
-pyplot, and the same data give the same bytes.
+A figure is a function that draws on an `Axes`; `svg` and `png` give it one. Nothing here uses pyplot, and
+the same data give the same bytes.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _style_lock = threading.Lock()  # Matplotlib reads its style from process-wide p
 
 
 class Series(NamedTuple):
-    """One metric over environment steps; what was not a number is counted and left out."""
+    """One metric over environment steps; values that are not finite are counted and left out."""
 
     steps: Floats
     values: Floats
@@ -55,12 +55,12 @@ class Evaluation(NamedTuple):
 
     @property
     def mean(self) -> float:
-        """The mean over its episodes."""
+        """Mean return of its episodes."""
         return float(self.returns.mean())
 
     @property
     def std(self) -> float:
-        """The standard deviation over its episodes."""
+        """Standard deviation of the returns of its episodes."""
         return float(self.returns.std())
 
 
@@ -72,20 +72,20 @@ class Reference(NamedTuple):
 
 
 def svg(draw: Draw, width: int, height: int, name: str, label: str, kind: str = "plain") -> str:
-    """What *draw* draws, as an ``<svg>`` element for an HTML page.
+    """Return the figure of *draw* as an ``<svg>`` element for an HTML page.
 
-    *name* keeps its ids apart from those of the page's other figures; *label* is its text for those
-    who do not see it; *kind* its CSS class. Sizes are CSS pixels.
+    *name* keeps its ids apart from those of other figures of the page. *label* is its text for those who
+    do not see it, *kind* its CSS class. Sizes are CSS pixels.
     """
     with _styled(name):
         buffer = io.StringIO()
-        nothing = {"Date": None, "Creator": None, "Format": None, "Type": None}
-        _figure(draw, width, height).savefig(buffer, format="svg", transparent=True, metadata=nothing)
+        no_metadata = {"Date": None, "Creator": None, "Format": None, "Type": None}
+        _figure(draw, width, height).savefig(buffer, format="svg", transparent=True, metadata=no_metadata)
     return _inline(buffer.getvalue(), name, label, kind)
 
 
 def png(draw: Draw, width: int, height: int) -> bytes:
-    """What *draw* draws, as a PNG on white with two pixels per CSS pixel."""
+    """Return the figure of *draw* as a PNG on white, two pixels per CSS pixel."""
     with _styled("png"):
         buffer = io.BytesIO()
         _figure(draw, width, height).savefig(
@@ -97,7 +97,7 @@ def png(draw: Draw, width: int, height: int) -> bytes:
 def learning_curve(
     training: Series | None, evaluations: Sequence[Evaluation], references: Sequence[Reference]
 ) -> Draw:
-    """Training return as a line, evaluations as points with intervals, references as levels."""
+    """Return a figure: training as a line, evaluations as points with intervals, references as levels."""
 
     def draw(axes: Axes) -> None:
         if training is not None:
@@ -113,7 +113,7 @@ def learning_curve(
 
 
 def metric(series: Series) -> Draw:
-    """One metric in a small frame."""
+    """Return a figure of one metric in a small frame."""
 
     def draw(axes: Axes) -> None:
         _draw_series(axes, series, "training", 1.2)
@@ -123,7 +123,7 @@ def metric(series: Series) -> Draw:
 
 
 def returns_histogram(returns: Floats, interval: Interval | None, references: Sequence[Reference]) -> Draw:
-    """How often each return occurred, with the mean, its interval and *references* as lines."""
+    """Return a histogram of *returns* with the mean, its *interval* and *references* as lines."""
 
     def draw(axes: Axes) -> None:
         from matplotlib.ticker import MaxNLocator
@@ -145,7 +145,7 @@ def returns_histogram(returns: Floats, interval: Interval | None, references: Se
 
 
 def short(number: float) -> str:
-    """``50k`` for 50,000 and ``1.5M`` for 1,500,000, as on an axis."""
+    """Return ``50k`` for 50,000 and ``1.5M`` for 1,500,000, as on an axis."""
     for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(number) >= size:
             return f"{number / size:.4g}{letter}"
@@ -153,7 +153,7 @@ def short(number: float) -> str:
 
 
 def number(value: float, like: float | None = None) -> str:
-    """*value* with as many decimals as a reader wants of a score of the size of *like*."""
+    """Return *value* with as many decimals as a score of the size of *like* needs."""
     magnitude = abs(value if like is None else like)
     if magnitude >= 1e7:
         return f"{value:.3g}".replace("-", "\N{MINUS SIGN}")
@@ -172,7 +172,7 @@ def _edges(returns: Floats) -> Floats:
 
 
 def _draw_series(axes: Axes, series: Series, role: str, width: float) -> None:
-    """A line; of a long series, the means of equal blocks, and their range as a band."""
+    """Draw a line; of a long series, the means of equal blocks and their range as a band."""
     steps, values = series.steps, series.values
     if len(values) > 2 * _MAX_POINTS:
         blocks = np.array_split(values, _MAX_POINTS)
@@ -204,7 +204,7 @@ def _draw_evaluations(axes: Axes, points: Sequence[Evaluation]) -> None:
 
 
 def _draw_levels(axes: Axes, references: Sequence[Reference]) -> None:
-    """Labelled horizontal lines; only the highest has its label above, so that two can be read."""
+    """Draw labelled horizontal lines; only the highest has its label above, so that two can be read."""
     ordered = sorted(references, key=lambda reference: reference.value)
     for index, (label, value) in enumerate(ordered):
         below = index < len(ordered) - 1
@@ -276,7 +276,7 @@ _STYLE: dict[str, Any] = {
 
 
 def _inline(document: str, name: str, label: str, kind: str) -> str:
-    """The ``<svg>`` element of *document*: scalable, with own ids, coloured by CSS variables."""
+    """Return the ``<svg>`` element of *document*: scalable, with own ids, coloured by CSS variables."""
     body = document[document.index("<svg") :].rstrip()
     _, view = re.split(r'(?=viewBox=")', body, maxsplit=1)
     box, content = view.split(">", 1)

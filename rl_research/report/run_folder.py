@@ -1,4 +1,4 @@
-"""A run as the files of its folder tell it.
+"""The files of a run's folder, read for a report.
 
 Only ``run.json`` has to exist; whatever else is missing, short or damaged is left out.
 """
@@ -23,7 +23,7 @@ _MAX_EVALUATIONS = 200
 
 
 class RunFolder:
-    """What the files of a run's folder tell, as far as they are there and whole."""
+    """Contents of a run's folder, as far as they are there and whole."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -40,13 +40,13 @@ class RunFolder:
             self.returns = self.evaluations[-1].returns
 
     def text(self, key: str) -> str:
-        """What ``run.json`` says of *key*; empty where it says nothing."""
+        """Return the value of *key* in ``run.json`` as text; empty where there is none."""
         value = self.record.get(key)
         return "" if value is None else str(value)
 
     @property
     def name(self) -> str:
-        """The experiment's name, else the run's."""
+        """Name of the experiment, else of the run."""
         return self.text("name") or self.text("run_id") or self.folder.name
 
     @property
@@ -56,24 +56,24 @@ class RunFolder:
 
     @property
     def mean(self) -> float | None:
-        """The mean return of the final evaluation, else of the last one while training."""
+        """Mean return of the final evaluation, else of the last one while training."""
         stated = finite(self.scores.get("mean")) if self.is_final else None
         return float(self.returns.mean()) if stated is None and len(self.returns) else stated
 
     @property
     def std(self) -> float | None:
-        """The standard deviation over the same episodes."""
+        """Standard deviation over the same episodes."""
         stated = finite(self.scores.get("std")) if self.is_final else None
         return float(self.returns.std()) if stated is None and len(self.returns) else stated
 
     @property
     def threshold(self) -> float | None:
-        """The mean return from which the environment counts as solved."""
+        """Mean return from which the environment counts as solved."""
         return finite(self.record.get("reward_threshold"))
 
     @property
     def steps_per_second(self) -> float | None:
-        """As Stable-Baselines3 last measured it, else over the whole run."""
+        """Speed as Stable-Baselines3 last measured it, else over the whole run."""
         if fps := self.metrics.get("time/fps"):
             return float(fps.values[-1])
         steps, seconds = finite(self.record.get("global_step")), finite(self.record.get("seconds"))
@@ -81,7 +81,7 @@ class RunFolder:
 
     @property
     def checkpoints(self) -> list[dict[str, Any]]:
-        """What the manifests say, by step."""
+        """Manifests of the checkpoints, by step, each with its ``bytes``."""
         manifests = [_mapping(_json(p)) for p in self.folder.glob("checkpoints/step-*/manifest.json")]
         for manifest in manifests:
             files = [_mapping(file) for file in _mapping(manifest.get("files")).values()]
@@ -91,7 +91,7 @@ class RunFolder:
 
     @property
     def configuration(self) -> dict[str, dict[str, str]]:
-        """Every setting, by its path within its section; what stands alone comes first."""
+        """Every setting, by its path within its section; settings of no section come first."""
         sections: dict[str, dict[str, str]] = {"run": {}}
         for path, value in _leaves(_yaml(self.folder / "config.yaml")):
             section, _, rest = path.partition(".")
@@ -100,24 +100,24 @@ class RunFolder:
 
     @property
     def files(self) -> list[str]:
-        """What the page was made from, as far as it is there."""
+        """Files from which the page was made."""
         names = ("run.json", "config.yaml", "progress.csv", "evaluations.npz", "scores.json")
         return [name for name in names if (self.folder / name).exists()]
 
     @property
     def overrides(self) -> list[str]:
-        """The words that the run was started with."""
+        """Overrides with which the run was started."""
         return _lines(self.folder / "overrides.txt")
 
     @property
     def film(self) -> Path | None:
-        """The newest film."""
+        """Newest film."""
         films = [path for path in self.folder.glob("videos/**/*.mp4") if path.stat().st_size]
         return max(films, key=lambda path: (path.stat().st_mtime_ns, path.name), default=None)
 
 
 def finite(value: object) -> float | None:
-    """*value* as a finite float, or None if it is no such number."""
+    """Return *value* as a finite float, None if it is no such number."""
     if not isinstance(value, (int, float)) or isinstance(value, bool):
         return None
     try:
@@ -176,7 +176,7 @@ def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
 
 
 def _progress(path: Path) -> dict[str, Series]:
-    """Every metric of a table whose first column is the step; half-written rows do no harm."""
+    """Return every metric of a table whose first column is the step; half-written rows do no harm."""
     cells: dict[str, list[tuple[float, float]]] = {}
     try:
         with path.open(encoding="utf-8", errors="replace", newline="") as file:
@@ -206,7 +206,7 @@ def _series(pairs: Floats) -> Series:
 
 
 def _evaluations(path: Path) -> Iterator[Evaluation]:
-    """Stable-Baselines3's ``evaluations.npz``; of very many evaluations some, with the last."""
+    """Yield the evaluations of Stable-Baselines3's ``evaluations.npz``; of very many some, with the last."""
     try:
         with np.load(path, allow_pickle=False) as arrays:
             steps, results = arrays["timesteps"].astype(float), arrays["results"].astype(float)

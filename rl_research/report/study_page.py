@@ -1,4 +1,4 @@
-"""A study as one page: every seed of every setting, their interquartile mean, and its interval."""
+"""The page of a study: every seed of every setting, their interquartile mean, and its interval."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def write_study(study: Mapping[str, Any]) -> Path:
-    """Write ``report.html`` into the folder of *study*, a `studies.result`; return its path."""
+    """Write ``report.html`` into the folder of *study*, a `studies.study_result`; return its path."""
     from jinja2 import Environment, FileSystemLoader
     from markupsafe import Markup
 
@@ -27,7 +27,7 @@ def write_study(study: Mapping[str, Any]) -> Path:
     page = looks.get_template("study.html").render(
         study=study,
         figure=Markup(drawn),  # it escapes its own label
-        words=_words,
+        mean_and_interval=_mean_and_interval,
         page=lambda run: Path(os.path.relpath(run, folder), "report.html").as_posix(),
     )
     path = folder / "report.html"
@@ -36,19 +36,19 @@ def write_study(study: Mapping[str, Any]) -> Path:
 
 
 def study_markdown(study: Mapping[str, Any]) -> str:
-    """The table of the page, for Prefect's."""
+    """Return the table of the page as Markdown, for Prefect's pages."""
     lines = [f"# {study['name']}", "", "| setting | interquartile mean | 95 % interval | seeds |"]
     lines.append("| --- | --- | --- | --- |")
     for row in study["settings"]:
-        mean, interval = _words(row)
+        mean, interval = _mean_and_interval(row)
         seeds = f"{len(row['scores'])} of {len(row['runs'])}"
         lines.append(f"| `{row['setting'] or 'as it is'}` | {mean} | {interval} | {seeds} |")
     lines += ["", f"Page: `{study['folder']}/report.html`"]
     return "\n".join(lines) + "\n"
 
 
-def _words(row: Mapping[str, Any]) -> tuple[str, str]:
-    """The interquartile mean and its interval, or dashes."""
+def _mean_and_interval(row: Mapping[str, Any]) -> tuple[str, str]:
+    """Return the interquartile mean and its interval, or dashes."""
     mean, interval = row["iqm"], row["interval"]
     between = "–" if interval is None else f"{number(interval[0])} to {number(interval[1])}"
     return ("–" if mean is None else number(mean)), between
