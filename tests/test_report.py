@@ -131,7 +131,7 @@ def test_a_finished_run_fills_the_page(tmp_path):
         "1 min 52 s",
         "Every one of 100 episodes returned 500.0.",
         "how far an update moved the policy",
-        "137.2 kB",
+        "137 kB",
         "75008cafe",
         "rl-research train experiment=cartpole_ppo 'wandb.tags=[a, b]'",
         "wandb leet run runs/a/wandb/offline-run-1",
