@@ -48,9 +48,9 @@ _WALL_CLOCK = ("time/fps", "time/time_elapsed")
 _TRAIN = """
 import sys
 from rl_research.training import stages
-from rl_research.config import load_config
-from rl_research.run import open_run
-with open_run(load_config(sys.argv[1:]), sys.argv[1:]) as run:
+from rl_research.config import compose_experiment
+from rl_research.runs import open_run
+with open_run(compose_experiment(sys.argv[1:])) as run:
     stages.score_checkpoint(run, stages.train_run(run))
 """
 

@@ -42,10 +42,10 @@ gym.register("First-v0", entry_point=First, max_episode_steps=500)
 _LIBRARY = """
 import sys
 from rl_research.training import stages
-from rl_research.config import load_config
-from rl_research.run import open_run
+from rl_research.config import compose_experiment
+from rl_research.runs import open_run
 
-with open_run(load_config(sys.argv[1:]), sys.argv[1:]) as run:
+with open_run(compose_experiment(sys.argv[1:])) as run:
     stages.train_run(run)
 """
 _WORDS = [

@@ -16,7 +16,7 @@ from prefect.client.schemas.objects import State
 
 from rl_research import training
 from rl_research.checkpoints import Checkpoint
-from rl_research.config import Config
+from rl_research.config import Config, Experiment
 from rl_research.errors import Interrupted, RLResearchError, RunTakenOver
 from rl_research.flows.upload import deliver_leftovers
 from rl_research.orchestration import (
@@ -49,11 +49,12 @@ def train(overrides: Sequence[str] = ()) -> dict[str, Any] | State[Any]:
 
 def _outcome(overrides: Sequence[str]) -> dict[str, Any] | State[Any]:
     try:
-        config = pipeline.config_of_this_run(overrides)
+        experiment = pipeline.experiment_of_this_run(overrides)
+        config = experiment.config
         if (done := finished_result(config, runtime.flow_run.id)) is not None:
             return result_of(_with_its_leftovers(config, done))
         try:
-            run = _take_through_the_stages(config, overrides)
+            run = _take_through_the_stages(experiment)
         except Interrupted as interruption:
             record = read_record(config.run_dir) or {}
             return recovery.stopped(interruption, record.get("global_step") or 0)
@@ -72,8 +73,9 @@ def _with_its_leftovers(config: Config, record: Mapping[str, Any]) -> Mapping[st
     return read_record(config.run_dir) or record
 
 
-def _take_through_the_stages(config: Config, overrides: Sequence[str]) -> Run:
-    with open_run(config, overrides) as run, beside(introduce, run):
+def _take_through_the_stages(experiment: Experiment) -> Run:
+    config = experiment.config
+    with open_run(experiment) as run, beside(introduce, run):
         with ByTask(config.storage.retry_for) as task, uploads_of(run, task) as uploads:
             retries = pipeline.retried_for(config.storage.retry_for)
             checkpoint = train_policy.with_options(**retries)(run, uploads)

@@ -165,7 +165,7 @@ def _config(run: FlowRun) -> Config | None:
     if overrides is None or "seeds" in run.parameters:
         return None
     try:
-        return pipeline.config_of(overrides, str(run.id))
+        return pipeline.experiment_of(overrides, str(run.id)).config
     except RLResearchError:
         return None
 

@@ -17,7 +17,7 @@ from servers import az, gcs, s3, sftp  # noqa: F401  # fixtures, for every test 
 from syncing import server  # noqa: F401  # W&B, where a file has no other
 
 from rl_research.cli import command
-from rl_research.config.experiment import Config, load_config
+from rl_research.config import Config, load_config
 
 _FOREIGN = ("WANDB_", "PREFECT_API_", "PREFECT_PROFILE", "PREFECT_HOME")
 _QUIET = {

@@ -265,7 +265,7 @@ def _nursery() -> None:
     import stable_baselines3  # noqa: F401  # imported once, for all segments
     import wandb  # noqa: F401
 
-    from rl_research.config.experiment import load_config
+    from rl_research.config import load_config
     from rl_research.training import evaluation, stages  # noqa: F401
 
     load_config()
@@ -282,7 +282,7 @@ def _nursery() -> None:
 
 
 def _segment(overrides: list[str], die_at: int | None) -> int:
-    from rl_research.config.experiment import load_config
+    from rl_research.config import Experiment, load_config
     from rl_research.errors import RLResearchError
     from rl_research.runs.run import open_run
     from rl_research.training import stages
@@ -292,7 +292,7 @@ def _segment(overrides: list[str], die_at: int | None) -> int:
     if die_at is not None:
         _die_at(die_at)
     try:
-        with open_run(config, overrides) as run, uploads_of(run) as uploads:
+        with open_run(Experiment(config, tuple(overrides))) as run, uploads_of(run) as uploads:
             checkpoint = stages.train_run(run, lambda step, total: _say("step", step), uploads)
             if stages.score_checkpoint(run, checkpoint) is not None:
                 uploads.add(checkpoint)

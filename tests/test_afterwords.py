@@ -17,7 +17,7 @@ from wandb_backend import ServedRun
 from wandb_server import WandbServer
 
 from rl_research import checkpoints
-from rl_research.config.experiment import load_config
+from rl_research.config import compose_experiment
 from rl_research.errors import ConfigError
 from rl_research.flows.upload import upload
 from rl_research.runs.lease import DELIVERY, leased_folder
@@ -51,7 +51,7 @@ def train(tmp_path: Path) -> Train:
     def run(*overrides: str, fails: bool = False) -> Path:
         words = tiny(tmp_path / "runs", "mine", f"storage.url='{tmp_path}/store'", *overrides)
         try:
-            with open_run(load_config(words), words) as opened:
+            with open_run(compose_experiment(words)) as opened:
                 stages.score_checkpoint(opened, stages.train_run(opened))
                 if fails:
                     raise ZeroDivisionError("a bug at the very end")

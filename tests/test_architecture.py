@@ -18,7 +18,7 @@ import pytest
 import yaml
 
 from rl_research.cli import command
-from rl_research.config.experiment import load_config
+from rl_research.config import load_config
 
 _ROOT = Path(__file__).parents[1]
 _DOCUMENTS = [

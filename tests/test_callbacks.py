@@ -20,7 +20,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 from wandb.integration.sb3 import WandbCallback as TheirWandbCallback
 
 from rl_research import callbacks, checkpoints
-from rl_research.config.experiment import Config
+from rl_research.config import Config
 from rl_research.storage.store import Store
 from rl_research.tracking.logger import ExperimentLogger
 from rl_research.tracking.rows import RowWriter

@@ -20,7 +20,7 @@ import yaml
 from helpers import environment, record_of, steps_committed, tiny, wandb_rows, wandb_summary
 
 from rl_research.cli import command
-from rl_research.config.experiment import choices, groups, load_config, settings
+from rl_research.config import Experiment, choices, compose_experiment, groups, load_config, settings
 from rl_research.runs.run import open_run
 from rl_research.training import stages
 
@@ -78,7 +78,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a finished run, made without Prefect and W&B."""
     overrides = tiny(tmp_path_factory.mktemp("trained"), "done", "wandb=disabled")
     config = load_config(overrides)
-    with open_run(config, overrides) as run:
+    with open_run(Experiment(config, tuple(overrides))) as run:
         stages.score_checkpoint(run, stages.train_run(run))
     return config.run_dir
 
@@ -144,7 +144,7 @@ def test_cfg_prints_what_would_be_trained(call: Answer, words: tuple[str, ...]) 
     code, out, err = call("train", "--cfg", *words)
     assert (code, err) == (0, "")
     printed = yaml.safe_load(out)
-    from rl_research.config.experiment import Config, validated
+    from rl_research.config import Config, validated
 
     assert validated(Config, printed) == load_config(words)
 
@@ -554,9 +554,9 @@ def test_without_json_the_summary_says_where_to_look(call: Answer, tmp_path: Pat
 
 _HOLDER = """
 import sys
-from rl_research.config import load_config
-from rl_research.run import open_run
-with open_run(load_config(sys.argv[1:])):
+from rl_research.config import compose_experiment
+from rl_research.runs import open_run
+with open_run(compose_experiment(sys.argv[1:])):
     print("held", flush=True)
     sys.stdin.read()
 """
@@ -594,7 +594,7 @@ def test_a_signal_leaves_a_run_that_goes_on(
         "experiment.log_every=256", "checkpoint.every=0", "evaluation.every=640",
     )  # fmt: skip
     whole = tiny(tmp_path / "whole", "mine", *words, "wandb=disabled")
-    with open_run(load_config(whole), whole) as run:
+    with open_run(compose_experiment(whole)) as run:
         stages.score_checkpoint(run, stages.train_run(run))
     overrides = tiny(tmp_path / "stopped", "mine", *words)
     process = subprocess.Popen(

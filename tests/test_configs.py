@@ -17,12 +17,12 @@ import gymnasium as gym
 import pytest
 from pydantic import ValidationError
 
-from rl_research.config import algorithms
-from rl_research.config.experiment import (
+from rl_research.config import (
     CONFIG_DIR,
     RUN_DIR,
     Config,
-    Wandb,
+    WandbSettings,
+    algorithms,
     choices,
     compose,
     groups,
@@ -272,9 +272,9 @@ def test_a_run_id_given_later_is_checked_too() -> None:
 
 def test_a_section_can_be_validated_alone() -> None:
     """A part of a configuration is explained like the whole, with its place in front."""
-    assert validated(Wandb, {"group": 1}, "wandb").group == "1"
+    assert validated(WandbSettings, {"group": 1}, "wandb").group == "1"
     with pytest.raises(ConfigError) as caught:
-        validated(Wandb, {"projct": 1, "tags": [""], "mode": "x"}, "wandb")
+        validated(WandbSettings, {"projct": 1, "tags": [""], "mode": "x"}, "wandb")
     lines = str(caught.value).splitlines()
     assert len(lines) == 3
     assert any(re.search(r"^'wandb\.projct' .*'wandb\.project'", line) for line in lines)
@@ -622,7 +622,7 @@ def _python(program: str) -> None:
 def test_importing_the_config_is_cheap() -> None:
     """Neither torch nor SB3 nor Hydra is imported before a configuration is loaded."""
     _python(
-        "import sys, rl_research.config.experiment as config; config.settings(); config.choices('env');"
+        "import sys, rl_research.config as config; config.settings(); config.choices('env');"
         "heavy = {'torch', 'stable_baselines3', 'sb3_contrib', 'hydra', 'omegaconf', 'gymnasium'};"
         "print(heavy & set(sys.modules) or 'fine')"
     )
@@ -632,7 +632,7 @@ def test_an_algorithm_whose_package_is_missing_says_how_to_get_it() -> None:
     """Without sb3-contrib, its algorithms answer with the command that installs it."""
     _python(
         "import sys; sys.modules['sb3_contrib'] = None\n"
-        "from rl_research.config.experiment import load_config\n"
+        "from rl_research.config import load_config\n"
         "from rl_research.errors import ConfigError\n"
         "assert load_config(['algorithm=a2c']).algorithm.name == 'a2c'\n"
         "try: load_config(['algorithm=trpo'])\n"

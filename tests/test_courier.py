@@ -22,7 +22,7 @@ from servers import Server
 
 from rl_research import checkpoints
 from rl_research.checkpoints import Checkpoint
-from rl_research.config.experiment import Config, load_config
+from rl_research.config import Config, load_config
 from rl_research.errors import CheckpointMissing, RunTakenOver, StorageError
 from rl_research.storage.lease import FILE, StoreLease
 from rl_research.storage.store import Store, is_transient

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from helpers import record_of, steps_committed, tiny
 
-from rl_research.config.experiment import load_config
+from rl_research.config import compose_experiment, load_config
 from rl_research.errors import Diverged
 from rl_research.runs.run import open_run
 from rl_research.training import divergence, envs, models, stages
@@ -58,7 +58,7 @@ def test_a_diverged_run_fails_with_its_step(tmp_path: Path, algorithm: str) -> N
     for _ in range(2):
         with (
             pytest.raises(Diverged, match=r"diverged at step \d+: .* is not finite") as failure,
-            open_run(load_config(words), words) as run,
+            open_run(compose_experiment(words)) as run,
         ):
             stages.train_run(run)
         said.append(str(failure.value))

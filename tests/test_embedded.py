@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from helpers import children, environment, record_of, steps_committed, tiny
 
-from rl_research.config.experiment import load_config
+from rl_research.config import compose_experiment
 from rl_research.orchestration.embedded_api import EmbeddedAPI
 from rl_research.orchestration.local_server import HOST, answers
 from rl_research.training import stages
@@ -144,7 +144,7 @@ def test_without_an_api_the_experiment_is_done(tmp_path: Path, words: tuple[str,
 def test_evaluate_does_without_an_api(tmp_path: Path) -> None:
     """A checkpoint is scored as ever, with the same line."""
     words = tiny(tmp_path / "runs", "mine", "wandb=disabled")
-    record = stages.run_all_stages(load_config(words), words).record
+    record = stages.run_all_stages(compose_experiment(words)).record
     process = _command(tmp_path, "evaluate", "mine", "--json", **_NOWHERE)
     out, err = process.communicate(timeout=400)
     assert process.returncode == 0, err

@@ -21,7 +21,7 @@ from stable_baselines3.common.vec_env import VecNormalize
 
 from rl_research import checkpoints
 from rl_research.checkpoints import Checkpoint
-from rl_research.config.experiment import Config
+from rl_research.config import Config
 from rl_research.errors import CheckpointDamaged, CheckpointError, ConfigError, Interrupted
 from rl_research.tracking import policy_zip
 from rl_research.training import envs, evaluation, models, snapshot

@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import pytest
 
-from rl_research.config.experiment import load_config
+from rl_research.config import load_config
 from rl_research.errors import ConfigError
 from rl_research.runs.run import Run
 

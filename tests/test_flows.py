@@ -20,7 +20,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Completed, Failed
 
 from rl_research.checkpoints import find
-from rl_research.config.experiment import load_config
+from rl_research.config import compose_experiment
 from rl_research.errors import CheckpointMissing, ConfigError, RLResearchError, StorageError
 from rl_research.flows.evaluate import evaluate
 from rl_research.flows.train import train
@@ -326,7 +326,7 @@ def dead_api() -> Iterator[None]:
 def in_run(tmp_path: Path) -> Iterator[Any]:
     """An open run."""
     overrides = tiny(tmp_path, "dark", "wandb=disabled")
-    with open_run(load_config(overrides), overrides) as run:
+    with open_run(compose_experiment(overrides)) as run:
         yield run
 
 

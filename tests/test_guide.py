@@ -119,10 +119,10 @@ def test_sb3s_own_base_class_refuses_what_ours_allows() -> None:
 
 def test_the_guide_names_every_setting_and_variable() -> None:
     """Settings of the ``wandb`` section and environment variables all stand in the guide."""
-    from rl_research.config.experiment import Wandb
+    from rl_research.config import WandbSettings
 
     text = GUIDE.read_text()
-    missing = [name for name in (*Wandb.model_fields, *ENVIRONMENT) if f"`{name}`" not in text]
+    missing = [name for name in (*WandbSettings.model_fields, *ENVIRONMENT) if f"`{name}`" not in text]
     assert not missing
 
 

@@ -22,7 +22,7 @@ from omegaconf import OmegaConf
 from stable_baselines3 import PPO
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
-from rl_research.config.experiment import Config
+from rl_research.config import Config
 from rl_research.errors import ConfigError, LoggingError
 from rl_research.tracking import provenance
 from rl_research.tracking.logger import ExperimentLogger

@@ -18,7 +18,7 @@ import pytest
 import torch
 from stable_baselines3.common.base_class import BaseAlgorithm
 
-from rl_research.config.experiment import Config
+from rl_research.config import Config
 from rl_research.errors import CheckpointDamaged, ConfigError
 from rl_research.tracking import policy_zip
 from rl_research.training import envs, models

@@ -27,7 +27,7 @@ from prefect.exceptions import ObjectNotFound
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Cancelled, Cancelling, Running
 
-from rl_research.config.experiment import load_config
+from rl_research.config import compose_experiment
 from rl_research.flows import watchdog
 from rl_research.orchestration.local_server import LocalServer, Service, processes, running_url
 from rl_research.runs.lease import holder_of
@@ -263,7 +263,7 @@ def test_a_killed_flow_run_goes_on(up: LocalServer, tmp_path: Path, monkeypatch:
     assert all("step " in str(s.message) for s in history(flow_run_id) if s.name == "Killed")
     assert record_of(folder)["wandb"]["id"] == folder.name
     calm = _words(tmp_path / "calm", "wandb=disabled", "run_id=calm")
-    with open_run(load_config(calm)) as run:
+    with open_run(compose_experiment(calm)) as run:
         stages.train_run(run)
     assert outcome(folder) == outcome(run.dir)
 

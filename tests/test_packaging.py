@@ -15,7 +15,7 @@ import pytest
 import yaml
 from helpers import environment, tiny
 
-from rl_research.config.experiment import CONFIG_DIR, load_config
+from rl_research.config import CONFIG_DIR, compose_experiment, load_config
 from rl_research.training import stages
 
 _ROOT = Path(__file__).parents[1]
@@ -214,7 +214,7 @@ def test_nothing_is_imported_before_training_that_it_does_not_need(tmp_path: Pat
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run, with its score."""
     words = tiny(tmp_path_factory.mktemp("trained") / "runs", "mine", "wandb=disabled")
-    return stages.run_all_stages(load_config(words), words).dir
+    return stages.run_all_stages(compose_experiment(words)).dir
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ from prefect.client.schemas.objects import FlowRun, State
 from prefect.settings import PREFECT_API_URL, PREFECT_LOGGING_TO_API_ENABLED, temporary_settings
 from prefect.states import AwaitingRetry, Cancelling, Crashed, Pending, Running
 
-from rl_research.config.experiment import Config, load_config
+from rl_research.config import Config, Experiment, load_config
 from rl_research.flows import watchdog
 from rl_research.flows.train import train
 from rl_research.orchestration import recovery
@@ -167,7 +167,7 @@ def test_a_preempted_flow_run_goes_on_by_itself(tmp_path: Path) -> None:
     assert record_of(folder)["flow_run_id"] == str(flow_run_id)
     assert len(list(folder.glob("wandb/offline-run-*"))) == 1 + len(_SIGNALS)
     config = load_config(_words(tmp_path / "calm", "wandb=disabled", "run_id=calm"))
-    with open_run(config) as calm:
+    with open_run(Experiment(config)) as calm:
         stages.train_run(calm)
     assert outcome(folder) == outcome(calm.dir)
 

@@ -21,7 +21,7 @@ from servers import Server
 
 from rl_research import checkpoints
 from rl_research.checkpoints import Checkpoint, remote_store
-from rl_research.config.experiment import load_config
+from rl_research.config import Experiment, compose_experiment, load_config
 from rl_research.errors import ConfigError
 from rl_research.pruning import Pruned, Rules, orphans as orphans_module, prune_place
 from rl_research.runs.run import open_run
@@ -104,11 +104,11 @@ def test_a_real_run_keeps_what_it_resumes_from_and_every_milestone(tmp_path: Pat
         tmp_path, "mine", "wandb=disabled", "evaluation.enabled=false", "checkpoint.every=16",
         "checkpoint.keep_last=1", "checkpoint.keep_best=0", "checkpoint.keep_every=48",
     )  # fmt: skip
-    with open_run(load_config([*words, "experiment.total_timesteps=64"]), words) as run:
+    with open_run(compose_experiment([*words, "experiment.total_timesteps=64"])) as run:
         stages.train_run(run)
     assert _whole(Store(run.dir / "checkpoints")) == [48, 64]
     seen: list[list[int]] = []
-    with open_run(load_config([*words, "experiment.total_timesteps=128"]), words) as run:
+    with open_run(compose_experiment([*words, "experiment.total_timesteps=128"])) as run:
         stages.train_run(run, lambda *_: seen.append(_whole(Store(run.dir / "checkpoints"))))
     assert [48, 64, 96, 112] in seen
     assert _whole(Store(run.dir / "checkpoints")) == [48, 96, 128]
@@ -312,7 +312,7 @@ def test_real_servers_are_swept(
 def test_an_open_run_is_left_alone(tmp_path: Path) -> None:
     """While a process has a run open, here or in the store, nothing of it goes, and that is said."""
     words = tiny(tmp_path / "runs", "mine", "wandb=disabled", f"storage.url='{tmp_path}/store'")
-    with open_run(load_config(words), words) as run:
+    with open_run(compose_experiment(words)) as run:
         stages.train_run(run)
         litter = run.dir / "checkpoints/step-000009999/model.zip"
         litter.parent.mkdir()
@@ -338,7 +338,7 @@ def test_a_run_being_pruned_cannot_be_opened(tmp_path: Path) -> None:
     refused: list[str] = []
 
     def unlink(path: Path, missing_ok: bool = False) -> None:
-        with pytest.raises(ConfigError) as caught, open_run(config):
+        with pytest.raises(ConfigError) as caught, open_run(Experiment(config)):
             pass
         refused.append(str(caught.value))
         honest(path, missing_ok)
@@ -609,7 +609,7 @@ def test_local_checkpoints_go_only_when_that_is_asked_for(tmp_path: Path) -> Non
 def test_a_real_run_survives_its_pruning(tmp_path: Path, call: Call) -> None:
     """A trained, uploaded, pruned run is still listed, verified and recognised as finished."""
     words = tiny(tmp_path / "runs", "mine", "wandb=disabled", f"storage.url='{tmp_path}/störe'")
-    with open_run(load_config(words), words) as run:
+    with open_run(compose_experiment(words)) as run:
         checkpoint = stages.train_run(run)
         stages.score_checkpoint(run, checkpoint)
         for each in checkpoints.local_checkpoints(run.dir):

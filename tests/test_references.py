@@ -15,7 +15,7 @@ from servers import Server
 
 from rl_research import checkpoints
 from rl_research.checkpoints import Checkpoint
-from rl_research.config.experiment import load_config
+from rl_research.config import compose_experiment
 from rl_research.errors import CheckpointDamaged, CheckpointMissing
 from rl_research.runs.run import open_run
 from rl_research.storage.store import Store
@@ -199,10 +199,10 @@ def test_only_damaged_folders_are_named(tmp_path: Path) -> None:
 def test_a_resumed_run_says_what_it_passes_over(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """A run whose newest folder has lost its manifest says so in a line and goes on from the one before."""
     words = tiny(tmp_path, "mine", "wandb=disabled", "evaluation.enabled=false")
-    with open_run(load_config([*words, "experiment.total_timesteps=64"]), words) as run:
+    with open_run(compose_experiment([*words, "experiment.total_timesteps=64"])) as run:
         stages.train_run(run)
     (run.dir / "checkpoints/step-000000064/manifest.json").unlink()
-    with open_run(load_config(words), words) as run:
+    with open_run(compose_experiment(words)) as run:
         assert stages.train_run(run).global_step == 96
     said = [r.getMessage() for r in caplog.records if "step-000000064" in r.getMessage()]
     assert [line for line in said if line.endswith("step 32 is used")]
@@ -219,7 +219,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     words = tiny(
         base, "sac", "wandb=disabled", "algorithm=sac", "env=pendulum", f"storage.url='{base}/störe'"
     )
-    with open_run(load_config(words), words) as run:
+    with open_run(compose_experiment(words)) as run:
         checkpoint = stages.train_run(run)
         stages.score_checkpoint(run, checkpoint)
         for each in checkpoints.local_checkpoints(run.dir):
@@ -317,7 +317,7 @@ def test_without_a_target_a_checkpoint_goes_to_its_run_s_folder(
 def test_get_waits_for_no_one_who_has_the_target_open(trained: Path, tmp_path: Path, call: Call) -> None:
     """A target that is an open run is refused, because that run prunes there."""
     words = tiny(tmp_path, "open", "wandb=disabled")
-    with open_run(load_config(words), words) as run:
+    with open_run(compose_experiment(words)) as run:
         code, out, err = call("checkpoints", "get", str(trained), str(run.dir))
     assert (code, out) == (2, "")
     assert "has this run open" in err

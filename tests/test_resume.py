@@ -18,7 +18,7 @@ import pytest
 import torch
 from helpers import Nursery, outcome, record_of, steps_committed, tiny, wandb_rows
 
-from rl_research.config.experiment import load_config
+from rl_research.config import Experiment, load_config
 from rl_research.errors import ConfigError, Interrupted
 from rl_research.runs.run import open_run
 from rl_research.training import stages
@@ -98,7 +98,7 @@ def _run(overrides: Sequence[str], stop_at: int | None = None) -> Path:
         if stop_at is not None and step >= stop_at and reports > 1 and not run.stop:
             run.stop.receive(signal.SIGTERM, None)
 
-    with open_run(config, overrides) as run:
+    with open_run(Experiment(config, tuple(overrides))) as run:
         checkpoint = stages.train_run(run, ask)
         assert stop_at is None or config.experiment.total_timesteps <= run.record["global_step"]
         stages.score_checkpoint(run, checkpoint)
@@ -342,11 +342,11 @@ def test_w_and_b_tells_a_boundary_resume_s_steps_as_they_were_lived_last(tmp_pat
         if step >= 128:
             raise RuntimeError("as a kill would, without committing")
 
-    with pytest.raises(RuntimeError), open_run(config, overrides) as run:
+    with pytest.raises(RuntimeError), open_run(Experiment(config, tuple(overrides))) as run:
         stages.train_run(run, kill)
     first = dict(wandb_rows(config.run_dir))
     assert max(first) > max(steps_committed(config.run_dir))
-    with open_run(config, overrides) as run:
+    with open_run(Experiment(config, tuple(overrides))) as run:
         stages.train_run(run)
     rows = wandb_rows(config.run_dir)
     told = {int(row.pop("global_step")): row for row in outcome(config.run_dir)["progress"]}
@@ -391,9 +391,9 @@ def test_a_run_has_one_holder(tmp_path: Path) -> None:
     """A second opening of the same run is refused with the holder's name, and disturbs nothing."""
     overrides = tiny(tmp_path, "mine", "wandb=disabled")
     config = load_config(overrides)
-    with open_run(config, overrides) as run:
+    with open_run(Experiment(config, tuple(overrides))) as run:
         with pytest.raises(ConfigError, match=rf"run_id=mine: process {os.getpid()} "):  # noqa: SIM117
-            with open_run(config, overrides):
+            with open_run(Experiment(config, tuple(overrides))):
                 pass
         assert record_of(config.run_dir)["status"] == "running"
         stages.train_run(run)

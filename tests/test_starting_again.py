@@ -17,7 +17,7 @@ from helpers import environment, outcome, record_of, steps_committed, tiny, wand
 
 from rl_research import checkpoints
 from rl_research.cli import command
-from rl_research.config.experiment import load_config
+from rl_research.config import Experiment, load_config
 from rl_research.errors import ConfigError, Interrupted, StorageError
 from rl_research.runs.run import Run, open_run
 from rl_research.tracking import media
@@ -31,7 +31,7 @@ _NORMALIZED = ("env.normalize=true", "env.n_envs=2")
 
 def _train(overrides: list[str], stop_at: int | None = None) -> Path:
     config = load_config([*overrides, "wandb=disabled"])
-    with open_run(config, overrides) as run:
+    with open_run(Experiment(config, tuple(overrides))) as run:
         if stop_at is not None:
 
             def ask(step: int, _total: int) -> None:
@@ -58,7 +58,7 @@ def test_never_is_refused_where_storage_would_bring_the_former_run_back(tmp_path
     """A store that holds checkpoints of the run is not overwritten silently."""
     words = [*tiny(tmp_path / "runs", "mine"), f"storage.url='{tmp_path / 'store'}'"]
     config = load_config([*words, "wandb=disabled"])
-    with open_run(config, words) as run:
+    with open_run(Experiment(config, tuple(words))) as run:
         stages.upload_checkpoint(run, stages.train_run(run))
     with pytest.raises(ConfigError, match="resume=never"):
         _train([*words, "resume=never"])
@@ -103,7 +103,7 @@ def test_a_run_folder_that_vanishes_is_noticed(tmp_path: Path) -> None:
         if step >= 64:
             shutil.rmtree(config.run_dir, ignore_errors=True)
 
-    with pytest.raises(StorageError, match="removed or replaced"), open_run(config) as run:
+    with pytest.raises(StorageError, match="removed or replaced"), open_run(Experiment(config)) as run:
         stages.train_run(run, remove)
 
 
@@ -119,8 +119,8 @@ def test_storage_that_cannot_be_written_is_found_before_training(tmp_path: Path)
 _WORKERS = """
 import sys, threading
 import gymnasium as gym
-from rl_research.config import load_config
-from rl_research.run import Run, open_run
+from rl_research.config import compose_experiment
+from rl_research.runs import Run, open_run
 from rl_research.training import _Training
 from rl_research.utils import media
 from rl_research.training import stages
@@ -136,7 +136,7 @@ def locked(**kwargs):
 gym.register("Locked-v0", entry_point=locked, max_episode_steps=40)
 
 if __name__ == "__main__":
-    with open_run(load_config(sys.argv[1:])) as run:
+    with open_run(compose_experiment(sys.argv[1:])) as run:
         print("training", flush=True)
         stages.train_run(run)
 """
@@ -216,7 +216,7 @@ def test_an_evaluation_cut_off_by_a_stop_scores_its_checkpoint_later(tmp_path: P
         finally:
             training.close()
 
-    with pytest.raises(Interrupted), open_run(config, overrides) as run:
+    with pytest.raises(Interrupted), open_run(Experiment(config, tuple(overrides))) as run:
         stop_in_the_evaluation(run)
     assert _scores(config.run_dir)[32] is None
     _train(overrides)
@@ -242,10 +242,10 @@ def test_a_film_is_logged_once_however_often_the_run_is_killed(tmp_path: Path) -
         if step >= 64:
             raise RuntimeError("as a kill would, without committing")
 
-    with pytest.raises(RuntimeError), open_run(config) as run:
+    with pytest.raises(RuntimeError), open_run(Experiment(config)) as run:
         stages.train_run(run, killed)
     assert _films(config.run_dir) == [("eval/video", 32), ("eval/video", 64)]
-    with open_run(config) as run:
+    with open_run(Experiment(config)) as run:
         checkpoint = stages.train_run(run)
         media.write_video(  # what a kill between a film and its row leaves
             np.zeros((2, 16, 16, 3), np.uint8), run.dir / "videos" / "final" / "video-96.mp4"
@@ -253,7 +253,7 @@ def test_a_film_is_logged_once_however_often_the_run_is_killed(tmp_path: Path) -
         stages.film_checkpoint(run, checkpoint)
     expected = [("eval/video", 32), ("eval/video", 64), ("final/video", 96)]
     assert _films(config.run_dir) == expected
-    with open_run(config) as run:
+    with open_run(Experiment(config)) as run:
         stages.film_checkpoint(run, stages.train_run(run))
     assert _films(config.run_dir) == expected
     names = sorted(path.name for path in (config.run_dir / "videos").rglob("*.mp4"))

@@ -18,7 +18,7 @@ import pytest
 from helpers import environment, outcome, tiny
 
 from rl_research import checkpoints
-from rl_research.config.experiment import load_config
+from rl_research.config import Experiment, load_config
 from rl_research.errors import ConfigError, StorageError
 from rl_research.runs.run import open_run
 from rl_research.storage import lease as store_lease
@@ -241,7 +241,7 @@ def test_a_run_that_was_taken_over_stops_and_leaves_the_others_checkpoints(tmp_p
     assert store is not None
 
     def train() -> None:
-        with open_run(config, words) as run:
+        with open_run(Experiment(config, tuple(words))) as run:
             lease = run.store_lease
             assert lease is not None
 
@@ -261,7 +261,7 @@ def test_a_run_that_was_taken_over_stops_and_leaves_the_others_checkpoints(tmp_p
 def test_two_machines_started_together_do_not_both_finish(tmp_path: Path) -> None:
     """Of two processes that share only the URL one is refused or stopped, and the other's bits are right."""
     alone = load_config(tiny(tmp_path / "alone", "mine", "wandb=disabled"))
-    with open_run(alone) as run:
+    with open_run(Experiment(alone)) as run:
         stages.score_checkpoint(run, stages.train_run(run))
     url = f"storage.url='{tmp_path / 'store'}'"
     racers = [
@@ -298,7 +298,7 @@ def test_two_machines_started_together_do_not_both_finish(tmp_path: Path) -> Non
 RACER = """
     import sys
     from rl_research.training import stages
-    from rl_research.config.experiment import load_config
+    from rl_research.config import Experiment, load_config
     from rl_research.errors import RLResearchError
     from rl_research.runs.run import open_run
 
@@ -307,7 +307,7 @@ RACER = """
     print("ready", flush=True)
     sys.stdin.readline()
     try:
-        with open_run(config, words) as run:
+        with open_run(Experiment(config, tuple(words))) as run:
             checkpoint = stages.train_run(run)
             stages.upload_checkpoint(run, checkpoint)
             stages.score_checkpoint(run, checkpoint)

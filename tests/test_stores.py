@@ -23,7 +23,7 @@ from servers import Server, serving
 
 from rl_research import checkpoints
 from rl_research.checkpoints import Checkpoint
-from rl_research.config.experiment import load_config
+from rl_research.config import load_config
 from rl_research.config.literal_secrets import checkpoint_out_of_sight, out_of_sight, refuse
 from rl_research.errors import CheckpointDamaged, ConfigError, StorageError
 from rl_research.storage.multipart import PART

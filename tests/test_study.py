@@ -37,10 +37,10 @@ def _without_prefect(monkeypatch: pytest.MonkeyPatch) -> None:
     def popen(command: list[str], **more: Any) -> Any:
         program = (
             "import sys\n"
-            "from rl_research.config.experiment import load_config\n"
+            "from rl_research.config import compose_experiment\n"
             "from rl_research.training import stages\n"
             "from rl_research.runs.run import open_run\n"
-            "with open_run(load_config(sys.argv[1:]), sys.argv[1:]) as run:\n"
+            "with open_run(compose_experiment(sys.argv[1:])) as run:\n"
             "    checkpoint = stages.train_run(run); stages.score_checkpoint(run, checkpoint)\n"
         )
         return start([sys.executable, "-c", program, *command[4:]], **more)

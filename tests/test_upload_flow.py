@@ -29,7 +29,7 @@ from servers import Server
 
 from rl_research import checkpoints
 from rl_research.checkpoints import Checkpoint
-from rl_research.config.experiment import load_config
+from rl_research.config import Experiment, load_config
 from rl_research.errors import ConfigError
 from rl_research.flows.train import train
 from rl_research.flows.upload import upload
@@ -317,7 +317,7 @@ def test_the_upload_flow_says_what_it_cannot_deliver(tmp_path: Path, faults: Fau
 def _left_behind(runs: Path, url: str, *more: str) -> Path:
     """A run folder whose checkpoint has not been uploaded."""
     config = load_config([*tiny(runs, "mine", "wandb=disabled"), f"storage.url='{url}'", *more])
-    with open_run(config) as run:
+    with open_run(Experiment(config)) as run:
         stages.train_run(run)
     return run.dir
 

@@ -12,7 +12,7 @@ import torch
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import DummyVecEnv
 
-from rl_research.config.experiment import Config
+from rl_research.config import Config, Experiment
 from rl_research.errors import Interrupted
 from rl_research.runs.run import open_run
 from rl_research.training import envs, models, stages
@@ -132,7 +132,7 @@ def test_a_run_that_cannot_be_filmed_is_a_run_all_the_same(
 ) -> None:
     """Where drawing fails, the log says so with a remedy, and the run goes on."""
     config = tiny_config("env.id=Unpaintable-v0", "video.enabled=true", "video.every=32")
-    with open_run(config, []) as run:
+    with open_run(Experiment(config)) as run:
         checkpoint = stages.train_run(run)
         assert not stages.film_checkpoint(run, checkpoint)
     assert checkpoint.global_step == 64

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rl_research.checkpoints.manifest import FOLDER, INTENT, MANIFEST, REPLAY, Checkpoint, text_of
-from rl_research.config import Config, Storage, compose, validated
+from rl_research.config import Config, StorageSettings, compose, validated
 from rl_research.errors import CheckpointDamaged, ConfigError
 from rl_research.storage import TIMEOUT, Store, below
 from rl_research.system import make_durable, sha256
@@ -104,7 +104,7 @@ def store_of(config: Config) -> Store | None:
     return remote_store(section.url, section.options, config.run_id, section.timeout)
 
 
-def storage_among(overrides: Iterable[str]) -> Storage:
+def storage_among(overrides: Iterable[str]) -> StorageSettings:
     """The storage that *overrides* describe, where nothing else is taken; `ConfigError`."""
     lines = list(overrides)
     for line in lines:

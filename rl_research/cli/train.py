@@ -70,11 +70,11 @@ def _trained_without_prefect(overrides: Sequence[str], flow_run_id: str) -> dict
     from rl_research.runs import left_of, result_of
     from rl_research.training import finished_result, run_all_stages
 
-    config = pipeline.config_of(overrides, flow_run_id)
-    record = finished_result(config, flow_run_id)
+    experiment = pipeline.experiment_of(overrides, flow_run_id)
+    record = finished_result(experiment.config, flow_run_id)
     if record is not None and (left := left_of(record)):
         _log.warning("step %s is not uploaded; the next start tries", ", ".join(map(str, left)))
-    return result_of(record or run_all_stages(config, overrides).record)
+    return result_of(record or run_all_stages(experiment).record)
 
 
 def _composed(words: Sequence[str]) -> str:

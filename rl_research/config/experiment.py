@@ -10,44 +10,26 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from rl_research.config import algorithms, composition, messages
-from rl_research.config.composition import CONFIG_DIR, RUN_DIR, choices, groups, plain
-from rl_research.config.messages import did_you_mean
+from rl_research.config.overrides import as_lines
 from rl_research.config.schema import (
-    Algorithm,
-    Checkpoint,
-    Env,
-    Evaluation,
-    Experiment,
-    Published,
+    AlgorithmSettings,
+    CheckpointSettings,
+    EnvSettings,
+    EvaluationSettings,
+    ExperimentSettings,
     Section,
-    Storage,
-    Video,
-    Wandb,
+    StorageSettings,
+    VideoSettings,
+    WandbSettings,
 )
 from rl_research.errors import ConfigError
-
-__all__ = [
-    "CONFIG_DIR",
-    "RUN_DIR",
-    "Config",
-    "Published",
-    "Wandb",
-    "check",
-    "choices",
-    "compose",
-    "did_you_mean",
-    "groups",
-    "load_config",
-    "plain",
-    "settings",
-    "validated",
-]
 
 _NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_.-]{0,62}[A-Za-z0-9_])?")
 
@@ -58,14 +40,14 @@ SectionT = TypeVar("SectionT", bound=Section)
 class Config(Section):
     """One experiment, complete and checked."""
 
-    experiment: Experiment = Field(default_factory=Experiment)
-    algorithm: Algorithm = Field(examples=["ppo"])
-    env: Env = Field(examples=["cartpole"])
-    wandb: Wandb = Field(default_factory=Wandb)
-    evaluation: Evaluation = Field(default_factory=Evaluation)
-    checkpoint: Checkpoint = Field(default_factory=Checkpoint)
-    video: Video = Field(default_factory=Video)
-    storage: Storage = Field(default_factory=Storage)
+    experiment: ExperimentSettings = Field(default_factory=ExperimentSettings)
+    algorithm: AlgorithmSettings = Field(examples=["ppo"])
+    env: EnvSettings = Field(examples=["cartpole"])
+    wandb: WandbSettings = Field(default_factory=WandbSettings)
+    evaluation: EvaluationSettings = Field(default_factory=EvaluationSettings)
+    checkpoint: CheckpointSettings = Field(default_factory=CheckpointSettings)
+    video: VideoSettings = Field(default_factory=VideoSettings)
+    storage: StorageSettings = Field(default_factory=StorageSettings)
     resume: Literal["auto", "never"] = Field(
         "auto", description="auto: go on where the run stopped; never: start it afresh"
     )
@@ -105,6 +87,43 @@ class Config(Section):
     def with_run_id(self, run_id: str) -> Config:
         """The same experiment as the run *run_id*."""
         return validated(Config, {**self.model_dump(), "run_id": run_id})
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """An experiment as it is handed on: the overrides that describe it, and what they come to.
+
+    `compose_experiment` makes it, once. It is not stored itself: its overrides and its configuration are,
+    in the run folder, in manifests and in a flow run's parameters.
+    """
+
+    config: Config
+    overrides: tuple[str, ...] = ()
+
+    @property
+    def run_id(self) -> str | None:
+        """Identity of the run, None as long as it has none."""
+        return self.config.run_id
+
+    @property
+    def name(self) -> str:
+        """Name of the experiment: given, or ``{env}__{algorithm}``."""
+        return self.config.name
+
+    @property
+    def run_dir(self) -> Path:
+        """Folder of the run, ``{runs_dir}/{run_id}``; `ValueError` without a ``run_id``."""
+        return self.config.run_dir
+
+    def with_run_id(self, run_id: str) -> Experiment:
+        """Return the same experiment as the run *run_id*."""
+        return replace(self, config=self.config.with_run_id(run_id))
+
+
+def compose_experiment(overrides: Iterable[str] = ()) -> Experiment:
+    """Compose the experiment that *overrides* describe; `ConfigError` with one line per mistake."""
+    lines = as_lines(overrides)
+    return Experiment(load_config(lines), lines)
 
 
 def load_config(overrides: Iterable[str] = ()) -> Config:

@@ -27,7 +27,7 @@ def read(offered: Offer, overrides: Iterable[str]) -> tuple[dict[str, str], list
 
     *offered* are the groups, each with the names it offers.
     """
-    every = [parsed(line, offered) for line in _lines(overrides)]
+    every = [parsed(line, offered) for line in as_lines(overrides)]
     searched = any(override.key_or_group == SEARCHPATH for override in every)
     selected: dict[str, str] = {}
     changes = []
@@ -49,7 +49,8 @@ def read(offered: Offer, overrides: Iterable[str]) -> tuple[dict[str, str], list
     return selected, changes
 
 
-def _lines(overrides: Iterable[str]) -> list[str]:
+def as_lines(overrides: Iterable[str]) -> tuple[str, ...]:
+    """Return *overrides* as a tuple; `ConfigError` if it is no list."""
     if isinstance(overrides, str):
         raise ConfigError(f"overrides must be a list of strings, such as [{overrides!r}]")
     if isinstance(overrides, bytes | Mapping) or not isinstance(overrides, Iterable):
@@ -57,7 +58,7 @@ def _lines(overrides: Iterable[str]) -> list[str]:
             f"overrides must be a list of strings such as ['env=pendulum'], "
             f"not of type {type(overrides).__name__}"
         )
-    return list(overrides)
+    return tuple(overrides)
 
 
 def parsed(line: object, offered: Offer = {}) -> Override:  # noqa: B006  # never changed

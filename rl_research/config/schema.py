@@ -55,7 +55,7 @@ class Published(Section):
     source: str = Field(min_length=1, description="where it is published", examples=["a paper"])
 
 
-class Experiment(Section):
+class ExperimentSettings(Section):
     """What is trained, how long, from which seed."""
 
     name: str | None = Field(None, description="name of the experiment", examples=["my_first"])
@@ -70,8 +70,8 @@ class Experiment(Section):
     )
 
 
-class Algorithm(Section):
-    """An algorithm of Stable-Baselines3, sb3-contrib or SBX, and its constructor's arguments."""
+class AlgorithmSettings(Section):
+    """An algorithm of Stable-Baselines3 or sb3-contrib, and its constructor's arguments."""
 
     name: str = Field(description="algorithm", examples=["ppo"])
     policy: str = Field("MlpPolicy", description="policy class", examples=["MlpPolicy"])
@@ -80,7 +80,7 @@ class Algorithm(Section):
     )
 
 
-class Env(Section):
+class EnvSettings(Section):
     """The environment, and how many copies of it step together."""
 
     id: str = Field(min_length=1, description="gymnasium id", examples=["CartPole-v1"])
@@ -93,7 +93,7 @@ class Env(Section):
     kwargs: Arguments = Field(default_factory=FrozenDict, description="arguments of gymnasium.make")
 
 
-class Wandb(Section):
+class WandbSettings(Section):
     """The run as Weights & Biases sees it."""
 
     project: str = Field("rl_research", min_length=1, max_length=128, description="W&B project")
@@ -120,7 +120,7 @@ class Wandb(Section):
         return value
 
 
-class Evaluation(Section):
+class EvaluationSettings(Section):
     """How the policy is scored: while training, and at the end on held-out seeds."""
 
     enabled: bool = Field(True, description="evaluate at all")
@@ -131,7 +131,7 @@ class Evaluation(Section):
     seed: Seed = Field(1_000_000, description="episode k resets with seed + k")
 
 
-class Checkpoint(Section):
+class CheckpointSettings(Section):
     """When the run is committed, and which commits are kept."""
 
     every: Steps = Field(25_000, description="environment steps between checkpoints, 0: the last")
@@ -143,7 +143,7 @@ class Checkpoint(Section):
     keep_every: Steps = Field(0, description="steps between those kept for ever, 0: none")
 
 
-class Video(Section):
+class VideoSettings(Section):
     """Which episodes are filmed, in an environment of their own."""
 
     enabled: bool = Field(True, description="film at all")
@@ -151,7 +151,7 @@ class Video(Section):
     max_steps: Count = Field(1_000, description="longest film, in environment steps")
 
 
-class Storage(Section):
+class StorageSettings(Section):
     """Where checkpoints go besides the run folder."""
 
     url: str | None = Field(

@@ -23,7 +23,7 @@ from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 from prefect.states import Failed
 from prefect.tasks import Task
 
-from rl_research.config import Config, literal_secrets, load_config
+from rl_research.config import Config, Experiment, compose_experiment, literal_secrets, load_config
 from rl_research.errors import RLResearchError, RunTakenOver
 from rl_research.storage import is_transient
 from rl_research.system import without_password
@@ -161,23 +161,23 @@ def told(outcome: _Outcome) -> _Outcome:
     return outcome
 
 
-def config_of_this_run(overrides: Sequence[str]) -> Config:
+def experiment_of_this_run(overrides: Sequence[str]) -> Experiment:
     """The experiment, with an identity that a retried flow run shares with its first try."""
     flow_run_id = str(runtime.flow_run.id)
     if (witness := _WITNESS.get()) is not None:
         witness.flow_run_id = flow_run_id
-    return config_of(overrides, flow_run_id)
+    return experiment_of(overrides, flow_run_id)
 
 
-def config_of(overrides: Sequence[str], flow_run_id: str) -> Config:
+def experiment_of(overrides: Sequence[str], flow_run_id: str) -> Experiment:
     """The experiment as the flow run *flow_run_id* trains it."""
-    config = load_config(overrides)
+    experiment = compose_experiment(overrides)
     literal_secrets.refuse(overrides)
-    if config.run_id is not None:
-        return config
+    if experiment.run_id is not None:
+        return experiment
     tail = flow_run_id.replace("-", "")[-10:]  # a UUIDv7 begins with the time
-    stem = re.sub(r"[^A-Za-z0-9_-]+", "-", config.name).strip("-_")[:40] or "run"
-    return config.with_run_id(f"{stem}-s{config.experiment.seed}-{tail}")
+    stem = re.sub(r"[^A-Za-z0-9_-]+", "-", experiment.name).strip("-_")[:40] or "run"
+    return experiment.with_run_id(f"{stem}-s{experiment.config.experiment.seed}-{tail}")
 
 
 def named_after_overrides() -> str:

@@ -8,7 +8,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -16,7 +16,7 @@ from typing import IO, Any
 import yaml
 
 from rl_research import checkpoints
-from rl_research.config import Config
+from rl_research.config import Config, Experiment
 from rl_research.errors import ConfigError, Interrupted, StorageError
 from rl_research.runs.identity import check_same_experiment, described
 from rl_research.runs.lease import LEASE, leased_folder, leased_store
@@ -51,16 +51,17 @@ class Run:
 
     def __init__(
         self,
-        config: Config,
+        experiment: Experiment,
         logger: ExperimentLogger,
         stop: StopRequest,
         lease: IO[str],
         store_lease: StoreLease | None,
     ):
-        self.config = config
+        self.experiment = experiment
+        self.config = experiment.config
         self._lease = lease
         self.store_lease = store_lease
-        self.dir = config.run_dir
+        self.dir = experiment.run_dir
         self.logger = logger
         self.stop = stop
         self.record: dict[str, Any] = read_record(self.dir) or {}
@@ -114,12 +115,13 @@ class Run:
 
 
 @contextmanager
-def open_run(config: Config, overrides: Sequence[str] = ()) -> Iterator[Run]:
-    """Open the run that *config* names, alone; close its logger and its record whatever happens.
+def open_run(experiment: Experiment) -> Iterator[Run]:
+    """Open the run of *experiment*, alone; close its logger and its record whatever happens.
 
+    *experiment* must have a ``run_id``.
     Raises `ConfigError` if another process has the run open or its folder cannot be written.
     """
-    folder = config.run_dir
+    config, folder = experiment.config, experiment.run_dir
     if config.resume == "never":
         _start_afresh(config)
     make_folder(folder)
@@ -130,8 +132,8 @@ def open_run(config: Config, overrides: Sequence[str] = ()) -> Iterator[Run]:
     ):
         _check_same_experiment(config)
         _sweep(folder)
-        _write_description(folder, config, overrides)
-        run = Run(config, ExperimentLogger(config, run_dir=folder), stop, lease, store_lease)
+        _write_description(experiment)
+        run = Run(experiment, ExperimentLogger(config, run_dir=folder), stop, lease, store_lease)
         try:
             yield from _opened(run)
         except BaseException:
@@ -195,10 +197,12 @@ def published(config: Config) -> dict[str, Any] | None:
     return None if score is None else score.model_dump()
 
 
-def _write_description(folder: Path, config: Config, overrides: Sequence[str]) -> None:
-    text = yaml.safe_dump(described(config), sort_keys=False, allow_unicode=True)
+def _write_description(experiment: Experiment) -> None:
+    folder = experiment.run_dir
+    text = yaml.safe_dump(described(experiment.config), sort_keys=False, allow_unicode=True)
     write_atomically(folder / DESCRIPTION, text.encode())
-    lines = "".join(f"{without_password(line)}\n" for line in overrides if "storage.options" not in line)
+    shown = [line for line in experiment.overrides if "storage.options" not in line]
+    lines = "".join(f"{without_password(line)}\n" for line in shown)
     write_atomically(folder / "overrides.txt", lines.encode())
 
 

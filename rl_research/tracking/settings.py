@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from rl_research.config import RUN_DIR, Wandb, plain, validated
+from rl_research.config import RUN_DIR, WandbSettings, plain, validated
 from rl_research.errors import ConfigError
 from rl_research.tracking import provenance
 
@@ -38,7 +38,7 @@ class RunSettings:
     """Everything the logger needs to know before it opens a run."""
 
     run_id: str
-    wandb: Wandb
+    wandb: WandbSettings
     root: Path  # gets the folder ``wandb``
     dir: Path  # the run's own folder
     config: dict[str, Any]
@@ -82,7 +82,7 @@ def for_afterword(run_id: str, path: str, mode: str, root: Path) -> RunSettings:
     """
     *entity, project, _ = path.split("/")
     section = {"project": project, "mode": mode, "job_type": None}
-    wandb = validated(Wandb, {**section, "entity": next(iter(entity), None)}, "wandb")
+    wandb = validated(WandbSettings, {**section, "entity": next(iter(entity), None)}, "wandb")
     return RunSettings(run_id, wandb, root, root, {}, is_afterword=True)
 
 
@@ -95,8 +95,8 @@ def _as_mapping(config: object) -> dict[str, Any]:
     return plain(config)
 
 
-def _wandb_section(section: object) -> Wandb:
-    if isinstance(section, (Wandb, Mapping)):
+def _wandb_section(section: object) -> WandbSettings:
+    if isinstance(section, (WandbSettings, Mapping)):
         section = {key: value for key, value in plain(section).items() if value is not None}
     elif section is not None:
         raise ConfigError(
@@ -106,7 +106,7 @@ def _wandb_section(section: object) -> Wandb:
     if isinstance(section.get("tags"), str):
         section["tags"] = [section["tags"]]
     section["mode"] = _SYNONYMS.get(section.get("mode", "offline"), section.get("mode", "offline"))
-    return validated(Wandb, section, "wandb")
+    return validated(WandbSettings, section, "wandb")
 
 
 def _from_environment() -> dict[str, Any]:

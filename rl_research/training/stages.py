@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
 from pathlib import Path
 
 from rl_research import checkpoints
 from rl_research.checkpoints import Checkpoint
-from rl_research.config import Config
+from rl_research.config import Experiment
 from rl_research.errors import CannotRender
 from rl_research.report import write_report
 from rl_research.runs import SCORES, Run, open_run
@@ -27,15 +26,15 @@ from rl_research.uploads import delivery, uploads_of
 _log = logging.getLogger(__name__)
 
 
-def run_all_stages(config: Config, overrides: Sequence[str] = ()) -> Run:
-    """Take the run of *config* through every stage, here and now."""
-    with open_run(config, overrides) as run:
+def run_all_stages(experiment: Experiment) -> Run:
+    """Take the run of *experiment* through every stage, here and now."""
+    with open_run(experiment) as run:
         with uploads_of(run) as uploads:
             checkpoint = train_run(run, uploads=uploads)
             if score_checkpoint(run, checkpoint) is not None:
                 uploads.add(checkpoint)  # the manifest alone is sent again, with the score
             film_checkpoint(run, checkpoint)
-        if config.storage.url is None:
+        if run.config.storage.url is None:
             announce_checkpoint(run, checkpoint)
         report_run(run)
     return run
