@@ -17,7 +17,7 @@ from rl_research.config import literal_secrets
 from rl_research.errors import Interrupted, RLResearchError
 from rl_research.orchestration import answers, pipeline, publish_study, recovery
 from rl_research.report import write_study
-from rl_research.studies import study as studies
+from rl_research.studies import plan_study, run_members, study_name, study_result
 from rl_research.system import listening
 
 
@@ -44,7 +44,7 @@ def study(
     """
     with get_client(sync_client=True) as client:
         api = str(client.api_url)
-    known = name_of(name, afresh, str(runtime.flow_run.id))
+    known = study_name(name, afresh, str(runtime.flow_run.id))
     return pipeline.told(outcome_of(known, overrides, seeds, grid, at_a_time, api))
 
 
@@ -59,14 +59,14 @@ def outcome_of(
     """Run the study with members that use the Prefect API *api* while it answers, else one of their own."""
     try:
         literal_secrets.refuse([*overrides, *(word for words in grid for word in words)])
-        planned = studies.plan(name, overrides, seeds, grid)
+        planned = plan_study(name, overrides, seeds, grid)
         with listening() as stop:
-            studies.run(planned, stop, at_a_time, lambda: api if api and answers(api) else None)
+            run_members(planned, stop, at_a_time, lambda: api if api and answers(api) else None)
     except Interrupted as interruption:
         return recovery.stopped(interruption, planned.steps)
     except RLResearchError as error:
         return pipeline.refused(error)
-    result = studies.result(planned)
+    result = study_result(planned)
     write_study(result)
     if api is not None:
         publish_study(result)
@@ -74,8 +74,3 @@ def outcome_of(
         said = f"{len(failed)} of {len(planned.members)} members are not finished: {', '.join(failed)}"
         return Failed(message=f"{said}; their logs are in {result['folder']}/logs", data=result)
     return result
-
-
-def name_of(name: str, afresh: bool, flow_run_id: str) -> str:
-    """What the study is called: *name*, or that with the end of its flow run's id."""
-    return f"{name}-{flow_run_id.replace('-', '')[-6:]}" if afresh else name

@@ -34,11 +34,10 @@ from prefect.states import Cancelled, Crashed
 
 from rl_research.config import Config
 from rl_research.errors import RLResearchError
-from rl_research.flows.study import name_of
 from rl_research.orchestration import pipeline, recovery
 from rl_research.runs import holder_of, read_record, stored_lease
 from rl_research.storage import is_transient
-from rl_research.studies import Study, plan
+from rl_research.studies import Study, plan_study, study_name
 from rl_research.training import trained_steps
 
 _GOES_ON = ("train", "study")
@@ -185,8 +184,8 @@ def _study(run: FlowRun) -> Study | None:
     given = run.parameters
     if not {"name", "overrides", "seeds"} <= given.keys():
         return None
-    name = name_of(given["name"], given.get("afresh", False), str(run.id))
-    return plan(name, given["overrides"], given["seeds"], given.get("grid") or ())
+    name = study_name(given["name"], given.get("afresh", False), str(run.id))
+    return plan_study(name, given["overrides"], given["seeds"], given.get("grid") or ())
 
 
 def _leases(run: FlowRun, log: logging.Logger | LoggingAdapter) -> Leases | None:

@@ -20,7 +20,7 @@ from rl_research.errors import ConfigError, Interrupted
 from rl_research.report.study_page import study_markdown, write_study
 from rl_research.runs.lease import leased_folder
 from rl_research.statistics.intervals import iqm
-from rl_research.studies import study as studies
+from rl_research.studies import plan_study, processes, run_members, study_result
 from rl_research.system.signals import StopRequest
 
 _QUIET = StopRequest(5.0)
@@ -32,7 +32,7 @@ def _words(tmp_path: Path, *more: str) -> list[str]:
 
 def _without_prefect(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let members be trained by the library alone, which takes a second instead of twenty."""
-    start = studies.subprocess.Popen
+    start = processes.subprocess.Popen
 
     def popen(command: list[str], **more: Any) -> Any:
         program = (
@@ -45,14 +45,14 @@ def _without_prefect(monkeypatch: pytest.MonkeyPatch) -> None:
         )
         return start([sys.executable, "-c", program, *command[4:]], **more)
 
-    monkeypatch.setattr(studies.subprocess, "Popen", popen)
+    monkeypatch.setattr(processes.subprocess, "Popen", popen)
 
 
 def test_identities_come_from_names_and_words(tmp_path: Path) -> None:
     """The same study has the same runs each time; other words, settings or seeds are other runs."""
 
     def ids(*more: str, grid: Any = ((),)) -> list[str]:
-        return [m.run_id for m in studies.plan("s", _words(tmp_path, *more), [0, 1], grid).members]
+        return [m.run_id for m in plan_study("s", _words(tmp_path, *more), [0, 1], grid).members]
 
     assert ids() == ids()
     assert len({*ids(), *ids("env=acrobot"), *ids(grid=[["algorithm.params.gamma=0.5"]])}) == 6
@@ -76,36 +76,36 @@ def test_mistakes_come_before_training(change: dict[str, Any], said: str) -> Non
     """Whatever a member would be refused for is said before the first one starts."""
     given = {"name": "s", "overrides": [], "seeds": [0], "grid": (), **change}
     with pytest.raises(ConfigError, match=said):
-        studies.plan(**given)
+        plan_study(**given)
 
 
 def test_members_use_an_api_only_while_it_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is looked for before each; one that is silent is not handed on, also not by the environment."""
     _without_prefect(monkeypatch)
-    start, used = studies.subprocess.Popen, []
+    start, used = processes.subprocess.Popen, []
 
     def popen(command: list[str], **more: Any) -> Any:
         used.append(more["env"].get("PREFECT_API_URL"))
         return start(command, **more)
 
-    monkeypatch.setattr(studies.subprocess, "Popen", popen)
+    monkeypatch.setattr(processes.subprocess, "Popen", popen)
     monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
     found = iter(["http://127.0.0.1:1/api", None])
-    study = studies.plan("served", _words(tmp_path), [0, 1])
-    studies.run(study, _QUIET, find_api=lambda: next(found))
+    study = plan_study("served", _words(tmp_path), [0, 1])
+    run_members(study, _QUIET, find_api=lambda: next(found))
     assert used == ["http://127.0.0.1:1/api", None]
-    assert studies.result(study)["failed"] == []
+    assert study_result(study)["failed"] == []
 
 
 def test_a_study_runs_each_member_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every setting and seed is trained, one that fails hinders nobody, and nothing is trained again."""
     _without_prefect(monkeypatch)
-    study = studies.plan("small", _words(tmp_path), [0, 1, 2])
+    study = plan_study("small", _words(tmp_path), [0, 1, 2])
     broken = study.members[0].config.run_dir
     broken.parent.mkdir(parents=True)
     broken.write_text("a file where a folder should be")
-    studies.run(study, _QUIET, at_a_time=2)
-    result = studies.result(study)
+    run_members(study, _QUIET, at_a_time=2)
+    result = study_result(study)
 
     assert result["failed"] == [study.members[0].run_id]
     (setting,) = result["settings"]
@@ -117,8 +117,8 @@ def test_a_study_runs_each_member_once(tmp_path: Path, monkeypatch: pytest.Monke
 
     broken.unlink()
     made = {m.run_id: record_of(m.config.run_dir)["finished_at"] for m in study.members[1:]}
-    studies.run(study, _QUIET, at_a_time=2)
-    again = studies.result(study)
+    run_members(study, _QUIET, at_a_time=2)
+    again = study_result(study)
     assert again["failed"] == []
     assert len(again["settings"][0]["interval"]) == 2
     assert {m.run_id: record_of(m.config.run_dir)["finished_at"] for m in study.members[1:]} == made
@@ -135,7 +135,7 @@ def test_a_stop_reaches_the_members(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     """Asked to stop, a study waits until its members have committed, and says how far they are."""
     _without_prefect(monkeypatch)
     total = "experiment.total_timesteps=1000000"
-    study = studies.plan("long", _words(tmp_path, total, "evaluation.enabled=false"), [0, 1])
+    study = plan_study("long", _words(tmp_path, total, "evaluation.enabled=false"), [0, 1])
     stop = StopRequest(5.0)
     folder = study.members[0].config.run_dir
 
@@ -146,7 +146,7 @@ def test_a_stop_reaches_the_members(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     thread = threading.Thread(target=later)
     thread.start()
     with pytest.raises(Interrupted, match=r"study long stopped at \d+ steps"):
-        studies.run(study, stop)
+        run_members(study, stop)
     thread.join()
     assert record_of(folder)["status"] == "interrupted"
     assert study.steps == record_of(folder)["global_step"] > 0
@@ -156,10 +156,10 @@ def test_a_stop_reaches_the_members(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_a_member_in_other_hands_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a killed study has left running is not started a second time beside itself."""
     _without_prefect(monkeypatch)
-    study = studies.plan("held", _words(tmp_path), [0])
+    study = plan_study("held", _words(tmp_path), [0])
     folder = study.members[0].config.run_dir
     folder.mkdir(parents=True)
-    done = threading.Thread(target=studies.run, args=(study, _QUIET))
+    done = threading.Thread(target=run_members, args=(study, _QUIET))
     with leased_folder(folder):
         done.start()
         done.join(2.0)

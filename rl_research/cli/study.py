@@ -41,10 +41,10 @@ def study(
     with own_stdout(as_json) as answer:
         from rl_research.config import out_of_sight
         from rl_research.report import study_markdown
-        from rl_research.studies import plan
+        from rl_research.studies import plan_study
 
         grid = [shlex.split(setting) for setting in settings]
-        plan(name, overrides, seeds, grid)  # a mistake is found before anything is started
+        plan_study(name, overrides, seeds, grid)  # a mistake is found before anything is started
         words = (name, out_of_sight(overrides), seeds, [out_of_sight(setting) for setting in grid], at_a_time)
         with prefect_api() as api:
             from rl_research.flows import study as flows

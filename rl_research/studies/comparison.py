@@ -1,0 +1,38 @@
+"""Scores of a study's settings over their seeds."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from rl_research.statistics import bootstrap_interval, iqm
+from rl_research.studies.plan import Member, Study
+from rl_research.system import write_atomically
+
+
+def study_result(study: Study) -> dict[str, Any]:
+    """Return the scores of each setting over its seeds, and write them to ``study.json``."""
+    settings = list(dict.fromkeys(member.setting for member in study.members))
+    found = {
+        "name": study.name,
+        "folder": str(study.folder),
+        "settings": [_setting(name, [m for m in study.members if m.setting == name]) for name in settings],
+        "failed": [m.run_id for m in study.members if m.record.get("status") != "finished"],
+    }
+    text = json.dumps(found, indent=2) + "\n"
+    write_atomically(study.folder / "study.json", text.encode())
+    return found
+
+
+def _setting(name: str, members: Sequence[Member]) -> dict[str, Any]:
+    done = [m for m in members if m.record.get("status") == "finished" and m.record.get("scores")]
+    means = [float(member.record["scores"]["mean"]) for member in done]
+    interval = bootstrap_interval(means, "iqm") if means else None
+    return {
+        "setting": name,
+        "scores": {str(member.seed): mean for member, mean in zip(done, means, strict=True)},
+        "runs": {str(member.seed): str(member.config.run_dir) for member in members},
+        "iqm": iqm(means) if means else None,
+        "interval": None if interval is None else list(interval),
+    }
