@@ -23,7 +23,7 @@ from stable_baselines3.common.callbacks import BaseCallback, CheckpointCallback 
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv
 
-from rl_research.training.checkpoint_callback import CheckpointCallback
+from rl_research.training import CheckpointCallback
 from rl_research.training.envs import Restorable
 
 

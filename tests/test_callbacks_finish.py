@@ -18,7 +18,7 @@ from stable_baselines3.common.monitor import Monitor
 
 from rl_research.tracking.logger import ExperimentLogger
 from rl_research.tracking.wandb_callback import WandbCallback
-from rl_research.training.evaluation_callback import EvalCallback
+from rl_research.training.callbacks import EvalCallback
 
 
 @pytest.fixture(autouse=True)

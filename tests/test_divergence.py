@@ -13,7 +13,7 @@ from helpers import record_of, steps_committed, tiny
 from rl_research.config import compose_experiment, load_config
 from rl_research.errors import Diverged
 from rl_research.runs.run import open_run
-from rl_research.training import divergence, envs, models, stages
+from rl_research.training import callbacks, envs, models, stages
 
 
 class Exploding(gym.Env[np.ndarray, Any]):
@@ -71,7 +71,7 @@ def test_a_diverged_run_fails_with_its_step(tmp_path: Path, algorithm: str) -> N
         model = models.build(config, envs.training_env(config))
         model.set_parameters(str(folder / "model.zip"))
         model.set_logger(_Silent())
-        divergence.check(model)
+        callbacks.raise_if_diverged(model)
 
 
 class _Silent:

@@ -109,7 +109,7 @@ def test_a_single_bit_of_any_tensor_changes_the_hash(make: Callable[..., BaseAlg
     """Every learned tensor counts, to its last bit: target networks and the entropy coefficient too."""
     model = make(*CASES[case])
     before = models.parameters_sha256(model)
-    tensors = models.state(model)
+    tensors = models.learned_tensors(model)
     expected = {"sac": ("log_ent_coef", "critic_target"), "td3": ("actor_target",), "dqn": ("q_net_target",)}
     for part in expected.get(case, ()):
         assert any(part in name for name in tensors)

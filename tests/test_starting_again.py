@@ -21,10 +21,10 @@ from rl_research.config import Experiment, load_config
 from rl_research.errors import ConfigError, Interrupted, StorageError
 from rl_research.runs.run import Run, open_run
 from rl_research.tracking import media
-from rl_research.training import envs, stages
-from rl_research.training.preflight_checks import preflight
+from rl_research.training import stages
+from rl_research.training.preparation import build
 from rl_research.training.resume import finished_result
-from rl_research.training.trainer import _Training
+from rl_research.training.trainer import Segment
 
 _NORMALIZED = ("env.normalize=true", "env.n_envs=2")
 
@@ -107,22 +107,11 @@ def test_a_run_folder_that_vanishes_is_noticed(tmp_path: Path) -> None:
         stages.train_run(run, remove)
 
 
-def test_storage_that_cannot_be_written_is_found_before_training(tmp_path: Path) -> None:
-    """A store that refuses is one line before anything is trained."""
-    (tmp_path / "file").write_text("in the way")
-    words = tiny(tmp_path / "runs", "mine", f"storage.url='{tmp_path / 'file' / 'store'}'")
-    with pytest.raises(ConfigError, match=r"storage\.url"):
-        preflight(load_config(words))
-    assert not (tmp_path / "runs").exists()
-
-
 _WORKERS = """
 import sys, threading
 import gymnasium as gym
 from rl_research.config import compose_experiment
-from rl_research.runs import Run, open_run
-from rl_research.training import _Training
-from rl_research.utils import media
+from rl_research.runs import open_run
 from rl_research.training import stages
 
 class Locked(gym.Wrapper):
@@ -201,7 +190,7 @@ def test_an_evaluation_cut_off_by_a_stop_scores_its_checkpoint_later(tmp_path: P
     config = load_config(overrides)
 
     def stop_in_the_evaluation(run: Run) -> None:
-        training = _Training(run, envs.training_env(config), lambda step, total: None, None)
+        training = Segment(run, *build(config), lambda step, total: None, None)
         assert training.evaluations is not None
         asked = training.evaluations.stop
 

@@ -50,7 +50,8 @@ def train(overrides: tuple[str, ...], as_json: bool, cfg: bool) -> None:
         else:
             with prefect_api() as api:  # its embedded server starts meanwhile
                 if record is None:
-                    preflight(config)
+                    with preflight(config):
+                        pass  # training builds its own
                 _log.info("%s", _announced(config))
                 from rl_research.flows.train import train as flow
                 from rl_research.orchestration import call_flow

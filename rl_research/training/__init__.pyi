@@ -1,8 +1,11 @@
-from .checkpoint_callback import CheckpointCallback as CheckpointCallback
+from .callbacks import (
+    CheckpointCallback as CheckpointCallback,
+    EvalCallback as EvalCallback,
+    LogRows as LogRows,
+    VideoRecorderCallback as VideoRecorderCallback,
+)
 from .evaluation import Scores as Scores, evaluate_checkpoint as evaluate_checkpoint
-from .evaluation_callback import EvalCallback as EvalCallback
-from .log_rows import LogRows as LogRows
-from .preflight_checks import preflight as preflight
+from .preparation import Prepared as Prepared, preflight as preflight
 from .resume import finished_result as finished_result, trained_steps as trained_steps
 from .stages import (
     announce_checkpoint as announce_checkpoint,
@@ -13,4 +16,3 @@ from .stages import (
 )
 from .trainer import train_run as train_run
 from .verification import verify as verify
-from .video_callback import VideoRecorderCallback as VideoRecorderCallback

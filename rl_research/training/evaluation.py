@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import copy
-import random
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +12,7 @@ from rl_research.config import Config, check
 from rl_research.errors import CheckpointDamaged, ConfigError
 from rl_research.tracking import policy_zip
 from rl_research.training import envs, models
+from rl_research.training.randomness import untouched_randomness
 
 if TYPE_CHECKING:
     from stable_baselines3.common.base_class import BaseAlgorithm
@@ -65,17 +63,18 @@ def evaluate(
     first_seed: int,
     deterministic: bool = True,
     on_step: Callable[[], None] = lambda: None,
-    on_info: Callable[[dict[str, Any], dict[str, Any]], None] = lambda locals_, globals_: None,
+    on_episode: Callable[[Mapping[str, Any]], None] = lambda info: None,
 ) -> Scores:
     """Play *episodes* in *env* (an `envs.evaluation_env`) and leave no trace in any random generator.
 
-    *on_step* is called after every step of every copy and may raise to stop; *on_info* gets what SB3's
-    `evaluate_policy` hands its own callback.
+    *on_step* is called after every step of every copy and may raise to stop. *on_episode* gets the `info`
+    of each episode's last step.
     """
     from stable_baselines3.common.evaluation import evaluate_policy
 
-    def after_step(locals_: dict[str, Any], globals_: dict[str, Any]) -> None:
-        on_info(locals_, globals_)
+    def after_step(locals_: dict[str, Any], _: dict[str, Any]) -> None:
+        if locals_["done"]:
+            on_episode(locals_["info"])
         on_step()
 
     if env.has_attr("restart_episodes"):
@@ -198,33 +197,3 @@ def copy_statistics(model: BaseAlgorithm, env: VecEnv) -> None:
     if model.get_vec_normalize_env() is not None and isinstance(env, VecNormalize):
         assert model.env is not None
         sync_envs_normalization(model.env, env)
-
-
-@contextmanager
-def untouched_randomness(model: BaseAlgorithm | None = None, seed: int | None = None) -> Iterator[None]:
-    """Give the process-wide generators (Python, NumPy, torch) back as they were, and *model*'s own.
-
-    Stochastic evaluation would otherwise change training: SB3 draws from the global generators, and DQN
-    explores by sampling ``model.action_space``. Inside, *seed* seeds them all.
-    """
-    import torch
-    from stable_baselines3.common.utils import set_random_seed
-
-    python, numpy, tensor = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    space = getattr(model, "action_space", None)
-    try:
-        if seed is not None:
-            set_random_seed(seed)
-        if model is not None and space is not None:
-            model.action_space = copy.deepcopy(space)
-            model.action_space.seed(seed)
-        yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)
-        torch.set_rng_state(tensor)
-        if cuda:
-            torch.cuda.set_rng_state_all(cuda)
-        if model is not None and space is not None:
-            model.action_space = space

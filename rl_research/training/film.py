@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rl_research.errors import CannotRender
-from rl_research.training.evaluation import copy_statistics, untouched_randomness
+from rl_research.training.evaluation import copy_statistics
+from rl_research.training.randomness import untouched_randomness
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

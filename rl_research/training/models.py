@@ -7,7 +7,7 @@ import io
 import warnings
 import zipfile
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rl_research.config import Config, algorithms, choices
 from rl_research.errors import CheckpointDamaged, ConfigError
@@ -50,21 +50,16 @@ def build_for_evaluation(config: Config, env: VecEnv) -> BaseAlgorithm:
         return build(config.model_copy(update={"algorithm": section}), env)
 
 
-def state(model: BaseAlgorithm) -> dict[str, torch.Tensor]:
-    """Every learned tensor by name, optimizers left out."""
+def learned_tensors(model: BaseAlgorithm) -> dict[str, torch.Tensor]:
+    """Return every learned tensor by name, optimizers left out."""
     tensors = {f"policy.{key}": value for key, value in model.policy.state_dict().items()}
-    _, variables = model._get_torch_save_params()
-    for name in variables:
-        tensor = _attribute(model, name)
-        if tensor is not None:
-            tensors[name] = tensor
-    return tensors
+    return tensors | _beside_policy(model)
 
 
 def parameters_sha256(model: BaseAlgorithm) -> str:
     """One hash over names, shapes, dtypes and bytes of every learned tensor."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(state(model).items()):
+    for name, tensor in sorted(learned_tensors(model).items()):
         array = tensor.detach().cpu().contiguous().numpy()
         digest.update(f"{name}:{array.dtype}:{array.shape};".encode())
         digest.update(array.tobytes())
@@ -78,13 +73,12 @@ def load_parameters(model: BaseAlgorithm, model_zip: bytes) -> None:
     Raises `CheckpointDamaged` if the tensors are not this model's.
     """
     policy = _tensors(model_zip, "policy.pth")
-    _, variables = model._get_torch_save_params()
     try:
         model.policy.load_state_dict(policy)
-        expected = [name for name in variables if _attribute(model, name) is not None]
+        expected = _beside_policy(model)
         loaded = _tensors(model_zip, "pytorch_variables.pth") if expected else {}
-        for name in expected:
-            _attribute(model, name).data.copy_(loaded[name])
+        for name, tensor in expected.items():
+            tensor.data.copy_(loaded[name])
     except (RuntimeError, TypeError, AttributeError, KeyError) as error:
         reason = " ".join(str(error).split())
         raise CheckpointDamaged(f"model.zip does not fit its configuration: {reason}") from None
@@ -109,11 +103,11 @@ def _tensors(model_zip: bytes, member: str) -> Mapping[str, torch.Tensor]:
     return loaded
 
 
-def _attribute(model: BaseAlgorithm, dotted: str) -> Any:
-    found: Any = model
-    for part in dotted.split("."):
-        found = getattr(found, part, None)
-    return found
+def _beside_policy(model: BaseAlgorithm) -> dict[str, torch.Tensor]:
+    """Return what *model* learns outside its policy, such as SAC's entropy coefficient."""
+    import torch
+
+    return {name: value for name, value in vars(model).items() if isinstance(value, torch.Tensor)}
 
 
 def _check_policy(config: Config, env: VecEnv) -> None:

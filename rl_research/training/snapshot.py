@@ -10,15 +10,14 @@ from __future__ import annotations
 
 import io
 import pickle
-import random
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback
 
 from rl_research.tracking import MODEL, STATISTICS, policy_files, restore_statistics
+from rl_research.training.randomness import random_state, restore_random_state
 from rl_research.training.replay_buffer import head_row, restore_replay, truncate_last_row
 
 if TYPE_CHECKING:
@@ -27,7 +26,9 @@ if TYPE_CHECKING:
 
 STATE = "state.pkl"  # what SB3 leaves out
 
-_KEPT = ("_last_obs", "_last_episode_starts", "_last_original_obs", "action_space", "action_noise")
+#: What SB3 saves as well and resets when it loads or begins to learn. The last observations are not among
+#: them: SB3 keeps them in its zip, and puts them back where `load` does not force a reset.
+_KEPT = ("action_space", "action_noise")
 
 
 def capture(model: BaseAlgorithm, callbacks: Mapping[str, Any]) -> tuple[dict[str, bytes], str | None]:
@@ -35,13 +36,13 @@ def capture(model: BaseAlgorithm, callbacks: Mapping[str, Any]) -> tuple[dict[st
 
     *callbacks* is the state of whatever else must continue. Returned with the files is the reason why the
     environments could not be captured, None if they were: then the resume is exact. The rows of a replay
-    buffer are not among the files: checkpoints share them, see `replay`.
+    buffer are not among the files: checkpoints share them, see `replay_buffer`.
     """
     assert model.env is not None
     environments, reason = _capture_environments(model.env)
     state = {
         "model": {name: getattr(model, name, None) for name in _KEPT},
-        "random": _random_state(),
+        "random": random_state(),
         "sde": _sde_matrices(model),
         "environments": environments,
         "normalizer": _normalizer_state(model.get_vec_normalize_env()),
@@ -75,10 +76,10 @@ class Snapshot:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # what it says was said when the run began
             model = type(fresh).load(
-                io.BytesIO(self._read(MODEL)), env=env, device=fresh.device, force_reset=False
+                io.BytesIO(self._read(MODEL)), env=env, device=fresh.device, force_reset=not self.exact
             )
         for name, value in self._state["model"].items():
-            if value is not None:
+            if name in _KEPT and value is not None:  # version 0.1 kept the last observations here, too
                 setattr(model, name, value)
         restore_replay(model, self._read, self._segments, self._state["replay_head"])
         normalizer = model.get_vec_normalize_env()
@@ -91,7 +92,6 @@ class Snapshot:
                 env.env_method("restore_state", data, indices=index)
         else:
             env.seed(env_seed)
-            model._last_obs = None  # SB3 resets the environments when there is none
             truncate_last_row(model)
         return model
 
@@ -116,7 +116,7 @@ class _AtFirstRollout(BaseCallback):
         noise = state["model"]["action_noise"]
         if noise is not None:
             vars(self.model.action_noise).update(vars(noise))  # SB3 has the object in hand already
-        _restore_random(state["random"])
+        restore_random_state(state["random"])
         # gSDE draws its matrices just before this hook, from the generators as `load` seeded them.
         distribution = _sde_distribution(self.model)
         for name, tensor in state["sde"].items():
@@ -131,27 +131,6 @@ def _capture_environments(env: VecEnv) -> tuple[list[bytes] | None, str | None]:
         if reason is not None:
             return None, f"the environment cannot be pickled: {reason}"
     return [data for data, _ in captured], None
-
-
-def _random_state() -> dict[str, Any]:
-    import torch
-
-    return {
-        "python": random.getstate(),
-        "numpy": np.random.get_state(),
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-    }
-
-
-def _restore_random(state: Mapping[str, Any]) -> None:
-    import torch
-
-    random.setstate(state["python"])
-    np.random.set_state(state["numpy"])
-    torch.set_rng_state(state["torch"])
-    if state["cuda"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(state["cuda"])
 
 
 def _sde_distribution(model: BaseAlgorithm) -> Any:

@@ -20,17 +20,18 @@ from rl_research.system import write_atomically
 from rl_research.training import envs, evaluation
 from rl_research.training.evaluation import Scores
 from rl_research.training.film import film_episode, frames_per_second
+from rl_research.training.preparation import Prepared
 from rl_research.training.trainer import train_run
 from rl_research.uploads import delivery, uploads_of
 
 _log = logging.getLogger(__name__)
 
 
-def run_all_stages(experiment: Experiment) -> Run:
-    """Take the run of *experiment* through every stage, here and now."""
+def run_all_stages(experiment: Experiment, prepared: Prepared | None = None) -> Run:
+    """Take the run of *experiment* through every stage, here and now; *prepared* is for `train_run`."""
     with open_run(experiment) as run:
         with uploads_of(run) as uploads:
-            checkpoint = train_run(run, uploads=uploads)
+            checkpoint = train_run(run, uploads=uploads, prepared=prepared)
             if score_checkpoint(run, checkpoint) is not None:
                 uploads.add(checkpoint)  # the manifest alone is sent again, with the score
             film_checkpoint(run, checkpoint)

@@ -1,0 +1,92 @@
+"""What the manifests of a run say, and what follows each new checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Set
+from typing import TYPE_CHECKING, Any
+
+from rl_research import checkpoints
+from rl_research.runs import Run, manifest_facts
+from rl_research.training import models
+from rl_research.training.callbacks import raise_if_diverged
+from rl_research.training.evaluation import Scores
+
+if TYPE_CHECKING:
+    from stable_baselines3.common.base_class import BaseAlgorithm
+
+    from rl_research.uploads import Uploads
+
+
+class Commits:
+    """The checkpoints that one segment of *run* adds to it; each new one is handed to *uploads*."""
+
+    def __init__(self, run: Run, uploads: Uploads | None):
+        self.run = run
+        self.uploads = uploads
+        self.total = run.config.experiment.total_timesteps
+        self.newest: checkpoints.Checkpoint | None = None
+        self.segment = 0
+        self._resumed_from: str | None = None  # kept as long as this segment is under way
+        self._scores: dict[int, dict[str, Any]] = {}
+
+    def continue_from(self, checkpoint: checkpoints.Checkpoint) -> None:
+        """Begin another segment at *checkpoint*."""
+        self.newest = checkpoint
+        self.segment = int(checkpoint.manifest["segment"]) + 1
+        self._resumed_from = checkpoint.name
+
+    def describe_resume(self, step: int) -> None:
+        """Say in the W&B run and in the record how this segment continues from *step*."""
+        assert self.newest is not None
+        mode = self.newest.manifest["resume_mode"]
+        how = {
+            "resume_mode": mode,
+            "resume_reason": self.newest.manifest.get("resume_reason"),
+            "resumed_at": step,
+            "segment": self.segment,
+        }
+        self.run.logger.log_config({"resume": how})
+        self.run.logger.log_summary({"resume_mode": mode, "segment": self.segment})
+        self.run.save(resume=[*(self.run.record.get("resume") or []), how])
+
+    def facts(self, model: BaseAlgorithm) -> Mapping[str, Any]:
+        """Return what the next manifest says besides its files; raise rather than commit a run that is lost.
+
+        Raises `StorageError` if the run is no longer this process's, and `Diverged`.
+        """
+        self.run.check_lease()
+        raise_if_diverged(model)
+        step = model.num_timesteps
+        return {
+            **manifest_facts(self.run),
+            "parameters_sha256": models.parameters_sha256(model),
+            "scores": self._scores.get(step),
+            "segment": self.segment,
+            "parent": None if self.newest is None else self.newest.name,
+            "resumed_from": self._resumed_from if step < self.total else None,
+        }
+
+    def add_scores(self, scores: Scores, step: int) -> None:
+        """Keep the *scores* of *step* for its manifest, or add them to the one that is there already."""
+        self._scores[step] = described = scores.described()
+        if self.newest is not None and self.newest.global_step == step:
+            # Committed because of a stop, before its evaluation could be played.
+            self.newest = checkpoints.add_facts(self.newest, {"scores": described})
+            if self.uploads is not None:
+                self.uploads.add(self.newest)
+
+    def add(self, checkpoint: checkpoints.Checkpoint) -> None:
+        """Upload *checkpoint*, remove those that retention gives up, and note it in the record."""
+        self.newest = checkpoint
+        in_use: Set[str] = frozenset()
+        if self.uploads is not None:
+            self.uploads.add(checkpoint)
+            in_use = self.uploads.in_use()
+        retention = checkpoints.retention_of(self.run.config)
+        checkpoints.prune(self.run.dir, **retention, in_use=in_use)
+        self.run.save(
+            global_step=checkpoint.global_step,
+            checkpoint=checkpoint.address,
+            local_checkpoint=checkpoint.address,
+            parameters_sha256=checkpoint.manifest["parameters_sha256"],
+        )
