@@ -14,9 +14,13 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from rl_research.checkpoints import Checkpoint
+    from rl_research.runs import Run
 
 #: The command in this process: its exit code, its standard output, and what it said besides.
 Call = Callable[..., tuple[int, str, str]]
@@ -250,6 +254,13 @@ def children(pid: int) -> list[int]:
             child = int(status.parent.name)
             found += [child, *children(child)]
     return found
+
+
+def upload(run: Run, checkpoint: Checkpoint) -> None:
+    """Copy *checkpoint* to the store of *run* here and now."""
+    from rl_research.uploads.delivery import deliver
+
+    run.save(checkpoint=deliver(run, checkpoint).address)
 
 
 def lives(pid: int) -> bool:

@@ -190,8 +190,8 @@ def test_thresholds_and_films_are_known(tiny_config: TinyConfig) -> None:
     """Gymnasium's own reward threshold and render modes are reported."""
     assert envs.reward_threshold(tiny_config()) == 475.0
     assert envs.reward_threshold(tiny_config(ECHO)) is None
-    assert envs.can_film(tiny_config())
-    assert envs.can_film(tiny_config(ECHO))
+    envs.check_can_film(tiny_config())
+    envs.check_can_film(tiny_config(ECHO))
 
 
 # ---------------------------------------------------------------- captured

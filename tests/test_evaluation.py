@@ -158,8 +158,8 @@ def test_a_checkpoint_scores_like_the_model_it_was(
     assert evaluation.evaluate_checkpoint(checkpoint) == expected
     assert len(evaluation.evaluate_checkpoint(checkpoint, episodes=2).returns) == 2
     assert random.getstate() == before
-    loaded = evaluation.load_policy(checkpoint, evaluation.config_of(checkpoint))
-    assert models.parameters_sha256(loaded) == models.parameters_sha256(model)
+    with evaluation.loaded_policy(checkpoint, evaluation.config_of(checkpoint)) as loaded:
+        assert models.parameters_sha256(loaded) == models.parameters_sha256(model)
 
 
 def test_the_statistics_of_the_normaliser_count(tiny_config: TinyConfig, tmp_path: Path) -> None:
@@ -167,10 +167,8 @@ def test_the_statistics_of_the_normaliser_count(tiny_config: TinyConfig, tmp_pat
     config = tiny_config(*CASES["ppo"])
     model = _trained(config, 200)
     checkpoint = _commit(model, config, tmp_path)
-    ours, theirs = (
-        evaluation.load_policy(checkpoint, config).get_vec_normalize_env(),
-        model.get_vec_normalize_env(),
-    )
+    with evaluation.loaded_policy(checkpoint, config) as loaded:
+        ours, theirs = loaded.get_vec_normalize_env(), model.get_vec_normalize_env()
     assert ours is not None
     assert theirs is not None
     assert np.array_equal(ours.obs_rms.mean, theirs.obs_rms.mean)

@@ -16,7 +16,7 @@ from typing import Any
 import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
-from helpers import Call, environment, record_of, tiny
+from helpers import Call, environment, record_of, tiny, upload
 from servers import Server
 
 from rl_research import checkpoints
@@ -613,7 +613,7 @@ def test_a_real_run_survives_its_pruning(tmp_path: Path, call: Call) -> None:
         checkpoint = stages.train_run(run)
         stages.score_checkpoint(run, checkpoint)
         for each in checkpoints.local_checkpoints(run.dir):
-            stages.upload_checkpoint(run, each)
+            upload(run, each)
     kept = ("run.json", "scores.json", "progress.csv", "config.yaml")
     place = str(tmp_path / "runs")
     code, out, _ = call("prune", place, "--budget", "1kB", "--older-than", "0s")

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
-from helpers import Call, tiny
+from helpers import Call, tiny, upload
 from servers import Server
 
 from rl_research import checkpoints
@@ -223,7 +223,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         checkpoint = stages.train_run(run)
         stages.score_checkpoint(run, checkpoint)
         for each in checkpoints.local_checkpoints(run.dir):
-            stages.upload_checkpoint(run, each)
+            upload(run, each)
     return run.dir
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import environment, outcome, record_of, steps_committed, tiny, wandb_records
+from helpers import environment, outcome, record_of, steps_committed, tiny, upload, wandb_records
 
 from rl_research import checkpoints
 from rl_research.cli import command
@@ -59,7 +59,7 @@ def test_never_is_refused_where_storage_would_bring_the_former_run_back(tmp_path
     words = [*tiny(tmp_path / "runs", "mine"), f"storage.url='{tmp_path / 'store'}'"]
     config = load_config([*words, "wandb=disabled"])
     with open_run(Experiment(config, tuple(words))) as run:
-        stages.upload_checkpoint(run, stages.train_run(run))
+        upload(run, stages.train_run(run))
     with pytest.raises(ConfigError, match="resume=never"):
         _train([*words, "resume=never"])
 

@@ -16,7 +16,7 @@ from rl_research.config import Config, Experiment
 from rl_research.errors import Interrupted
 from rl_research.runs.run import open_run
 from rl_research.training import envs, models, stages
-from rl_research.training.film import film_episode, frames_per_second
+from rl_research.training.evaluation import film_episode, frames_per_second
 
 TinyConfig = Callable[..., Config]
 

@@ -25,8 +25,7 @@ from rl_research.errors import CannotRender, Diverged, Interrupted
 from rl_research.system import write_atomically
 from rl_research.tracking import BaseCallback, StepClock, policy_zip, write_row
 from rl_research.training import replay_buffer, snapshot
-from rl_research.training.evaluation import Scores, evaluate
-from rl_research.training.film import film_episode, frames_per_second
+from rl_research.training.evaluation import Scores, evaluate, film_episode, frames_per_second
 
 if TYPE_CHECKING:
     import gymnasium as gym
@@ -35,6 +34,12 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 _LINE_EVERY = 10.0  # seconds between lines about progress where there is no terminal
+
+#: What an `EvalCallback` remembers under SB3's names.
+_HISTORY = (
+    "best_mean_reward", "evaluations_timesteps", "evaluations_results", "evaluations_length",
+    "evaluations_successes",
+)  # fmt: skip
 
 
 class _Abandoned(Interrupted):
@@ -174,9 +179,7 @@ class CheckpointCallback(_Periodic):
         files, reason = snapshot.capture(self.model, self.extra_state())
         if not self.save_vecnormalize:
             files.pop(policy_zip.NORMALIZER, None)
-        mode = {"resume_mode": "exact" if reason is None else "boundary"}
-        if reason is not None:
-            mode["resume_reason"] = reason
+        mode = {"resume_mode": "boundary", "resume_reason": reason} if reason else {"resume_mode": "exact"}
         facts = {"name": self.name_prefix, **mode, **self.facts()}
         before = () if self.newest is None else self.newest.segments
         reused = replay_buffer.segments_to_reuse(self.model, before)
@@ -227,17 +230,16 @@ class VideoRecorderCallback(_Periodic):
         self.stop = stop
 
     def _act(self) -> None:
+        step = self.model.num_timesteps
         try:
-            episodes = [self._episode() for _ in range(self.n_eval_episodes)]
+            frames = np.concatenate([self._episode() for _ in range(self.n_eval_episodes)])
         except _Abandoned:
-            return
+            return  # it stays due
         except CannotRender as error:
-            _log.warning("no film at step %d: %s", self.model.num_timesteps, error)
-            self._clock.done(self.model)
-            return
+            _log.warning("no film at step %d: %s", step, error)
+        else:
+            self.log_video("eval/video", frames, frames_per_second(self.eval_env), step)
         self._clock.done(self.model)
-        step, fps = self.model.num_timesteps, frames_per_second(self.eval_env)
-        self.log_video("eval/video", np.concatenate(episodes), fps, step)
 
     def _episode(self) -> NDArray[np.uint8]:
         return film_episode(
@@ -308,19 +310,12 @@ class EvalCallback(sb3.EvalCallback):
 
     def state(self) -> dict[str, Any]:
         """Return what a resumed run continues from: the history, the best score, the last trigger."""
-        return {
-            "last": self._clock.last,
-            "best_mean_reward": self.best_mean_reward,
-            "evaluations_timesteps": self.evaluations_timesteps,
-            "evaluations_results": self.evaluations_results,
-            "evaluations_length": self.evaluations_length,
-            "evaluations_successes": self.evaluations_successes,
-        }
+        return {"last": self._clock.last, **{name: getattr(self, name) for name in _HISTORY}}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Continue from what `state` returned."""
         self._clock.resume(state["last"])
-        for name in state.keys() - {"last"}:
+        for name in _HISTORY:
             setattr(self, name, state[name])
 
     def _evaluate(self) -> bool:
@@ -392,11 +387,10 @@ class EvalCallback(sb3.EvalCallback):
                 "timesteps": self.evaluations_timesteps,
                 "results": self.evaluations_results,
                 "ep_lengths": self.evaluations_length,
+                "successes": self.evaluations_successes,
             }
-            if self.evaluations_successes:
-                arrays["successes"] = self.evaluations_successes
             out = io.BytesIO()
-            np.savez(out, **arrays)
+            np.savez(out, **{name: values for name, values in arrays.items() if values})
             write_atomically(Path(f"{self.log_path}.npz"), out.getvalue())
 
     def _keep_best(self) -> None:
@@ -424,13 +418,13 @@ class ProgressCallback(BaseCallback):
 
     def _on_training_start(self) -> None:
         if sys.stderr.isatty():
+            done = self.model.num_timesteps
             self._bar = tqdm(
-                total=self.total,
-                initial=self.model.num_timesteps,
                 desc=self.label,
+                total=self.total,
+                initial=done,
                 unit="step",
                 unit_scale=True,
-                file=sys.stderr,
                 dynamic_ncols=True,
             )
         self._show()
@@ -452,15 +446,11 @@ class ProgressCallback(BaseCallback):
     def _show(self) -> None:
         step = self.model.num_timesteps
         self.on_progress(step, self.total)
+        returns = [info["r"] for info in self.model.ep_info_buffer or ()]
+        score = f"mean return {sum(returns) / len(returns):.1f}" if returns else ""
         if self._bar is not None:
             self._bar.update(step - self._bar.n)
-            self._bar.set_postfix_str(self._mean_return(), refresh=False)
+            self._bar.set_postfix_str(score, refresh=False)
         elif time.monotonic() - self._last_line >= _LINE_EVERY:
             self._last_line = time.monotonic()
-            _log.info("%s: %d of %d steps%s", self.label, step, self.total, self._mean_return(", "))
-
-    def _mean_return(self, before: str = "") -> str:
-        infos = self.model.ep_info_buffer
-        if not infos:
-            return ""
-        return f"{before}mean return {sum(info['r'] for info in infos) / len(infos):.1f}"
+            _log.info("%s: %d of %d steps%s", self.label, step, self.total, score and f", {score}")

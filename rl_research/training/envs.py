@@ -7,12 +7,13 @@ import io
 import os
 import pickle
 import signal
+from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
 
 from rl_research.config import Config, did_you_mean
-from rl_research.errors import ConfigError
+from rl_research.errors import CannotRender, ConfigError
 
 if TYPE_CHECKING:
     from stable_baselines3.common.vec_env import VecEnv
@@ -183,13 +184,11 @@ def reward_threshold(config: Config) -> float | None:
     return None if threshold is None else float(threshold)
 
 
-def can_film(config: Config) -> bool:
-    """Whether the environment says that it renders to arrays."""
-    env = check_env(config)
-    try:
-        return "rgb_array" in env.metadata.get("render_modes", ())
-    finally:
-        env.close()
+def check_can_film(config: Config) -> None:
+    """Raise `CannotRender` unless the environment says that it renders to arrays."""
+    with closing(check_env(config)) as env:
+        if "rgb_array" not in env.metadata.get("render_modes", ()):
+            raise CannotRender(f"{config.env.id} does not render to arrays")
 
 
 def _make_arguments(config: Config) -> dict[str, Any]:

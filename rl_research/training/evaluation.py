@@ -1,20 +1,22 @@
-"""A policy's returns per episode, on seeds of their own."""
+"""A policy at play, on seeds of its own: its returns per episode, or one episode as frames."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from rl_research.config import Config, check
-from rl_research.errors import CheckpointDamaged, ConfigError
+from rl_research.errors import CannotRender, CheckpointDamaged, ConfigError
 from rl_research.tracking import policy_zip
 from rl_research.training import envs, models
 from rl_research.training.randomness import untouched_randomness
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from stable_baselines3.common.base_class import BaseAlgorithm
     from stable_baselines3.common.vec_env import VecEnv
 
@@ -77,16 +79,10 @@ def evaluate(
             on_episode(locals_["info"])
         on_step()
 
-    if env.has_attr("restart_episodes"):
-        env.env_method("restart_episodes")
+    _restart_episodes(env)
     with untouched_randomness(model, first_seed):  # so a stochastic policy plays alike each time
         returns, lengths = evaluate_policy(
-            model,
-            env,
-            n_eval_episodes=episodes,
-            deterministic=deterministic,
-            return_episode_rewards=True,
-            callback=after_step,
+            model, env, episodes, deterministic, callback=after_step, return_episode_rewards=True
         )
     assert isinstance(returns, list)
     assert isinstance(lengths, list)
@@ -102,19 +98,12 @@ def evaluate_model(
     on_step: Callable[[], None] = lambda: None,
 ) -> Scores:
     """Play *episodes* with *model* in fresh environments of *config*, normalised as in training."""
-    env = envs.evaluation_env(config, first_seed, min(_COPIES, episodes))
-    try:
-        copy_statistics(model, env)
+    with closing(envs.evaluation_env(config, first_seed, min(_COPIES, episodes))) as env:
+        _copy_statistics(model, env)
+        deterministic = config.evaluation.deterministic
         return evaluate(
-            model,
-            env,
-            episodes=episodes,
-            first_seed=first_seed,
-            deterministic=config.evaluation.deterministic,
-            on_step=on_step,
+            model, env, episodes=episodes, first_seed=first_seed, deterministic=deterministic, on_step=on_step
         )
-    finally:
-        env.close()
 
 
 def evaluate_checkpoint(
@@ -131,8 +120,7 @@ def evaluate_checkpoint(
     checkpoint: nothing in it is unpickled, so a stranger's checkpoint runs no code.
     """
     config = config_of(checkpoint, trust_env=trust_env)
-    model = load_policy(checkpoint, config)
-    try:
+    with loaded_policy(checkpoint, config) as model:
         return evaluate_model(
             model,
             config,
@@ -140,33 +128,76 @@ def evaluate_checkpoint(
             first_seed=config.evaluation.seed if first_seed is None else first_seed,
             on_step=on_step,
         )
-    finally:
-        close(model)
 
 
-def load_policy(checkpoint: Checkpoint, config: Config) -> BaseAlgorithm:
-    """The algorithm of *checkpoint*, ready to act, with its normaliser's statistics."""
+def film_episode(
+    model: BaseAlgorithm,
+    env: VecEnv,
+    *,
+    max_steps: int,
+    deterministic: bool = True,
+    on_step: Callable[[], None] = lambda: None,
+) -> NDArray[np.uint8]:
+    """Play one episode in *env* (one copy, rendering to arrays) and return its frames (T, H, W, C), uint8.
+
+    Training's random generators and normaliser are left as they were. *on_step* may raise to stop.
+    Raises `CannotRender` where drawing fails.
+    """
+    _restart_episodes(env)
+    with untouched_randomness(model, 0):
+        _copy_statistics(model, env)
+        observation: Any = env.reset()
+        states, starts = None, np.ones((env.num_envs,), dtype=bool)
+        frames = [_frame(env)]
+        for _ in range(max_steps):
+            action, states = model.predict(
+                observation, state=states, episode_start=starts, deterministic=deterministic
+            )
+            observation, _, starts, _ = env.step(action)
+            on_step()
+            if starts[0]:
+                break  # what would be filmed now belongs to the next episode
+            frames.append(_frame(env))
+    return np.stack(frames)
+
+
+def frames_per_second(env: VecEnv) -> int:
+    """Return the speed at which *env* asks to be shown."""
+    return int(env.get_attr("metadata")[0].get("render_fps", 30))
+
+
+def _frame(env: VecEnv) -> NDArray[np.uint8]:
+    try:
+        frame = env.render()
+    except Exception as error:
+        raise CannotRender(
+            f"drawing failed ({type(error).__name__}: {error}). MuJoCo without a display needs the "
+            "variable MUJOCO_GL=egl or osmesa; video.enabled=false asks for no film."
+        ) from error
+    if frame is None:
+        raise ValueError("the environment renders no arrays; make it with render_mode='rgb_array'")
+    return np.asarray(frame, dtype=np.uint8)
+
+
+@contextmanager
+def loaded_policy(checkpoint: Checkpoint, config: Config) -> Iterator[BaseAlgorithm]:
+    """Yield the algorithm of *checkpoint*, ready to act, with its normaliser's statistics."""
     data = checkpoint.read(policy_zip.MODEL)
     with untouched_randomness():  # SB3 seeds every generator when it builds a model
         env = envs.evaluation_env(config, config.evaluation.seed, 1)
         model = models.build_for_evaluation(config, env)
-    models.load_parameters(model, data)
-    normalizer = model.get_vec_normalize_env()
-    if normalizer is not None:
-        policy_zip.restore_statistics(normalizer, checkpoint.read(policy_zip.STATISTICS))
-    return model
-
-
-def close(model: BaseAlgorithm) -> None:
-    """Close the environment that `load_policy` made for *model*."""
-    if model.env is not None:
-        model.env.close()
+    with closing(env):
+        models.load_parameters(model, data)
+        if (normalizer := model.get_vec_normalize_env()) is not None:
+            policy_zip.restore_statistics(normalizer, checkpoint.read(policy_zip.STATISTICS))
+        yield model
 
 
 def config_of(checkpoint: Checkpoint, *, trust_env: bool = False) -> Config:
-    """The configuration in *checkpoint*'s manifest, for whatever device there is.
+    """Return the configuration in *checkpoint*'s manifest, for whatever device there is.
 
-    An id such as ``my_module:MyEnv-v0`` imports ``my_module``: without *trust_env* it is refused.
+    An id such as ``my_module:MyEnv-v0`` imports ``my_module``: without *trust_env* it is refused. Raises
+    `CheckpointDamaged` if the configuration cannot be read, `ConfigError` if it cannot be used.
     """
     try:
         config = Config.model_validate(_without_device(checkpoint.manifest["config"]))
@@ -190,7 +221,12 @@ def _without_device(config: Mapping[str, Any]) -> dict[str, Any]:
     return {**config, "algorithm": algorithm}
 
 
-def copy_statistics(model: BaseAlgorithm, env: VecEnv) -> None:
+def _restart_episodes(env: VecEnv) -> None:
+    if env.has_attr("restart_episodes"):
+        env.env_method("restart_episodes")
+
+
+def _copy_statistics(model: BaseAlgorithm, env: VecEnv) -> None:
     """Give *env* the normaliser's statistics that *model* trains with, if it has any."""
     from stable_baselines3.common.vec_env import VecNormalize, sync_envs_normalization
 

@@ -1,4 +1,4 @@
-"""What happens to a run, a function each: what the tasks of a flow call.
+"""The stages of a run, a function each: the tasks of a flow call them.
 
 train -> score -> film -> announce -> report, with uploads beside them (`rl_research.uploads.queue`);
 `run_all_stages` calls them where there is no flow.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+from contextlib import closing
 from pathlib import Path
 
 from rl_research import checkpoints
@@ -18,8 +19,7 @@ from rl_research.report import write_report
 from rl_research.runs import SCORES, Run, open_run
 from rl_research.system import write_atomically
 from rl_research.training import envs, evaluation
-from rl_research.training.evaluation import Scores
-from rl_research.training.film import film_episode, frames_per_second
+from rl_research.training.evaluation import Scores, film_episode, frames_per_second
 from rl_research.training.preparation import Prepared
 from rl_research.training.trainer import train_run
 from rl_research.uploads import delivery, uploads_of
@@ -41,18 +41,8 @@ def run_all_stages(experiment: Experiment, prepared: Prepared | None = None) -> 
     return run
 
 
-def upload_checkpoint(run: Run, checkpoint: Checkpoint) -> Checkpoint:
-    """Copy *checkpoint* to ``storage.url`` here and now; where there is none, the run folder is its home.
-
-    Connection failures leave as they came; `rl_research.uploads.queue` does it beside training.
-    """
-    uploaded = delivery.deliver(run, checkpoint)
-    run.save(checkpoint=uploaded.address)
-    return uploaded
-
-
 def score_checkpoint(run: Run, checkpoint: Checkpoint) -> Scores | None:
-    """The final score of *checkpoint*, on held-out seeds; None if the configuration asks for none."""
+    """Return the final score of *checkpoint* on held-out seeds; None if the configuration asks for none."""
     section = run.config.evaluation
     if not (section.enabled and section.final_episodes):
         return None
@@ -61,53 +51,44 @@ def score_checkpoint(run: Run, checkpoint: Checkpoint) -> Scores | None:
     write_atomically(run.dir / SCORES, (json.dumps(record) + "\n").encode())
     checkpoints.add_facts(checkpoint, {"final_scores": scores.described()})
     run.save(scores=scores.summary())
-    run.logger.log_summary(
-        {
-            "final/mean_reward": scores.mean,
-            "final/std_reward": scores.std,
-            "final/episodes": len(scores.returns),
-        }
-    )
+    names = {"mean": "final/mean_reward", "std": "final/std_reward", "episodes": "final/episodes"}
+    run.logger.log_summary({names[key]: value for key, value in scores.summary().items()})
     return scores
 
 
 def film_checkpoint(run: Run, checkpoint: Checkpoint) -> bool:
-    """Film one episode of *checkpoint*; say why not where the environment cannot be filmed."""
-    config = run.config
+    """Film one episode of *checkpoint*; a warning says why not where the environment cannot be filmed."""
+    config, step = run.config, checkpoint.global_step
     if not config.video.enabled:
         return False
-    if not envs.can_film(config):
-        _log.warning("no film: %s does not render to arrays", config.env.id)
-        return False
-    step = checkpoint.global_step
-    if (there := run.dir / f"videos/final/video-{step}.mp4").exists():  # filmed before a kill
-        run.logger.log_video("final/video", there, step=step)
+    if (filmed := run.dir / f"videos/final/video-{step}.mp4").exists():  # before a kill
+        run.logger.log_video("final/video", filmed, step=step)
         return True
-    model = evaluation.load_policy(checkpoint, config)
-    env = envs.film_env(config, config.evaluation.seed)
     try:
-        frames = film_episode(
-            model,
-            env,
-            max_steps=config.video.max_steps,
-            deterministic=config.evaluation.deterministic,
-            on_step=run.stop.raise_if_requested,
-        )
-        fps = frames_per_second(env)
+        envs.check_can_film(config)
+        with (
+            evaluation.loaded_policy(checkpoint, config) as model,
+            closing(envs.film_env(config, config.evaluation.seed)) as env,
+        ):
+            frames = film_episode(
+                model,
+                env,
+                max_steps=config.video.max_steps,
+                deterministic=config.evaluation.deterministic,
+                on_step=run.stop.raise_if_requested,
+            )
+            fps = frames_per_second(env)
     except CannotRender as error:
         _log.warning("no film: %s", error)
         return False
-    finally:
-        env.close()
-        evaluation.close(model)
     run.logger.log_video("final/video", frames, fps=fps, step=step)
     return True
 
 
 def announce_checkpoint(run: Run, checkpoint: Checkpoint) -> Checkpoint:
-    """Tell the W&B run of *checkpoint* in the run folder; it, as it is now.
+    """Log *checkpoint* of the run folder to the W&B run, and return it as it is now.
 
-    What goes to ``storage.url`` is told of when it has arrived there.
+    A checkpoint that goes to ``storage.url`` is logged when it has arrived there.
     """
     checkpoint = checkpoints.find(checkpoint.address)
     delivery.announce(run, checkpoint)
@@ -115,6 +96,6 @@ def announce_checkpoint(run: Run, checkpoint: Checkpoint) -> Checkpoint:
 
 
 def report_run(run: Run) -> Path:
-    """The run's page, as it will be true when the run is closed a moment later."""
+    """Write the run's page as it will be true when the run is closed a moment later, and return its path."""
     run.save()
     return write_report(run.dir, status="finished")

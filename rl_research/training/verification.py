@@ -17,10 +17,12 @@ def verify(checkpoint: Checkpoint, *, evaluate: bool = False, trust_env: bool = 
     """
     checkpoint.verify()
     config = evaluation.config_of(checkpoint, trust_env=trust_env)
-    model = evaluation.load_policy(checkpoint, config)
-    parameters = models.parameters_sha256(model)
-    evaluation.close(model)
-    _compare(checkpoint, "parameters_sha256", parameters)
+    with evaluation.loaded_policy(checkpoint, config) as model:
+        parameters = models.parameters_sha256(model)
+    if parameters != (expected := checkpoint.manifest.get("parameters_sha256")):
+        raise CheckpointDamaged(
+            f"{checkpoint.address}: parameters_sha256 is {parameters}, where the manifest says {expected}"
+        )
     found = {
         "checkpoint": checkpoint.address,
         "global_step": checkpoint.global_step,
@@ -48,11 +50,3 @@ def _played_again(checkpoint: Checkpoint, trust_env: bool) -> dict[str, Any]:
             "the packages, or another processor, can do that; the manifest names the versions."
         )
     return scores.described()
-
-
-def _compare(checkpoint: Checkpoint, name: str, found: str) -> None:
-    expected = checkpoint.manifest.get(name)
-    if found != expected:
-        raise CheckpointDamaged(
-            f"{checkpoint.address}: {name} is {found}, where the manifest says {expected}"
-        )
