@@ -47,7 +47,7 @@ def untouched_randomness(model: BaseAlgorithm | None = None, seed: int | None = 
     from stable_baselines3.common.utils import set_random_seed
 
     before = random_state()
-    space = None if model is None else model.action_space
+    space = getattr(model, "action_space", None)
     try:
         if seed is not None:
             set_random_seed(seed)
