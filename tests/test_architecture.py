@@ -26,7 +26,7 @@ _DOCUMENTS = [
 ]  # fmt: skip
 # Spelt in pieces, so that this file passes its own test.
 _TRACES = {
-    "a machine's path": rf"(?<![\w.$}}])/(?:{'wor' + 'k'}|{'ro' + 'ot'}|{'tm' + 'p'}/lab|home/\w+)/",
+    "a machine's path": rf"(?<![\w.$}}])/(?:{'wor' + 'k'}|{'ro' + 'ot'}|{'tm' + 'p'}/lab|home/(?!lab/)\w+)/",
     "a package index": rf"--(?:extra-)?{'index' + '-url'}|{'trusted' + '-host'}",
     "a private address": r"\b(?:10\.\d{1,3}|192\.168|172\.(?:1[6-9]|2\d|3[01]))\.\d{1,3}\.\d{1,3}\b",
 }

@@ -21,9 +21,9 @@ from rl_research import checkpoints
 from rl_research.config import Experiment, load_config
 from rl_research.errors import ConfigError, StorageError
 from rl_research.runs.run import open_run
-from rl_research.storage import lease as store_lease
 from rl_research.storage.lease import FILE, NotYetOurs, StoreLease
 from rl_research.storage.store import Store
+from rl_research.system import started_at
 from rl_research.training import stages
 
 Leases = Callable[..., StoreLease]
@@ -106,7 +106,7 @@ def test_a_killed_holder_on_this_machine_gives_the_run_up_at_once(tmp_path: Path
     """After SIGKILL the next process does not wait, whatever ``storage.lease`` says."""
     with _holder(tmp_path) as holder:
         holder.send_signal(signal.SIGKILL)
-        _until(lambda: store_lease._started(holder.pid) is None)  # dead, if not yet buried
+        _until(lambda: started_at(holder.pid) is None)  # dead, if not yet buried
         mine = lease(seconds=600.0)
         mine.acquire()
         mine.confirm()

@@ -23,6 +23,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rl_research.orchestration.local_server import HOST, answers
+from rl_research.system import when_parent_ends
 
 _STARTS = 3  # of a server that dies
 _ERROR = re.compile(r"[A-Za-z_][\w.]*(Error|Exception): ")
@@ -135,7 +136,7 @@ def _past_proxies() -> dict[str, str]:
 
 def _serve(descriptor: int) -> None:
     """Be the server on the socket *descriptor*, until told to stop or until the parent is gone."""
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    when_parent_ends(0, _terminate)
     import uvicorn
     from prefect.server.api.server import create_app
 
@@ -145,8 +146,7 @@ def _serve(descriptor: int) -> None:
     sys.exit(0 if server.started else 3)
 
 
-def _end_with_parent() -> None:
-    os.read(0, 1)
+def _terminate() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(_TO_END)
     os.kill(os.getpid(), signal.SIGKILL)

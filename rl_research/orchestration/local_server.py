@@ -8,7 +8,6 @@ never taken for a process that runs, and nothing else is ever signalled.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import logging
 import os
 import signal
@@ -19,9 +18,9 @@ import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
 
 from rl_research.errors import ConfigError
+from rl_research.system import living_processes, try_lock
 
 _log = logging.getLogger(__name__)
 
@@ -31,7 +30,6 @@ _PORT = "4200"
 _STARTING = 180.0  # seconds; the first start of a server makes its database
 COMMITTING = 60.0  # seconds for flow runs to commit: checkpoint.deadline, and what W&B needs to close
 _ENDING = 20.0
-_STAT = Path("/proc/self/stat")  # Linux has it, with or without `ps`
 
 
 class Service:
@@ -48,7 +46,7 @@ class Service:
         """The process, if it lives."""
         try:
             with self.pid_file.open() as file:
-                return None if _lock(file) else int(file.read())
+                return None if try_lock(file) else int(file.read())
         except (FileNotFoundError, ValueError):
             return None
 
@@ -56,7 +54,7 @@ class Service:
         """Start it unless it runs; whether it had to be started."""
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with self.pid_file.open("a+") as file, self.log.open("ab") as log, _interruptible():
-            if not _lock(file):
+            if not try_lock(file):
                 return False
             file.truncate(0)
             child = subprocess.Popen(
@@ -141,12 +139,12 @@ class LocalServer:
         """
         with _alone(self.state):
             worker = self.worker.pid
-            flow_runs = {pid for pid, parent in processes().items() if parent == worker}
+            flow_runs = {pid for pid, parent in living_processes().items() if parent == worker}
             self.worker.stop(signal.SIGKILL)
             for pid in flow_runs:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGTERM)
-            if not _until(lambda: not flow_runs & set(processes()), COMMITTING):
+            if not _until(lambda: not flow_runs & set(living_processes()), COMMITTING):
                 _log.warning("a flow run does not end; its last checkpoint stands")
             (self.state / "url").unlink(missing_ok=True)
             self.server.stop()
@@ -175,7 +173,7 @@ def _alone(state: Path) -> Iterator[None]:
     """Two commands at once take turns."""
     state.mkdir(parents=True, exist_ok=True)
     with (state / ".lock").open("a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        try_lock(lock, wait=True)
         yield
 
 
@@ -193,44 +191,8 @@ def _interruptible() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def _lock(file: IO[str]) -> bool:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.seek(0)
-        return False
-    return True
-
-
 def _until(ask: Callable[[], bool], seconds: float) -> bool:
     deadline = time.monotonic() + seconds
     while not (answer := ask()) and time.monotonic() < deadline:
         time.sleep(0.2)
     return answer
-
-
-def processes() -> dict[int, int]:
-    """Every process that lives, with its parent."""
-    listed = _in_proc() if _STAT.exists() else _by_ps()
-    return {pid: parent for pid, parent, state in listed if not state.startswith("Z")}
-
-
-def _in_proc() -> Iterator[tuple[int, int, str]]:
-    """As Linux tells it, also in an image without `ps`."""
-    for file in Path("/proc").glob("[0-9]*/stat"):
-        # one that has just ended, or that is hidden as somebody else's
-        with contextlib.suppress(FileNotFoundError, ProcessLookupError, PermissionError):
-            state, parent = file.read_text(errors="replace").rpartition(")")[2].split()[:2]
-            yield int(file.parent.name), int(parent), state
-
-
-def _by_ps() -> Iterator[tuple[int, int, str]]:
-    try:
-        listed = subprocess.run(
-            ["ps", "-A", "-o", "pid=,ppid=,stat="], capture_output=True, text=True, check=False
-        )
-    except FileNotFoundError:
-        _log.warning("there is no `ps` here, so flow runs cannot be asked to commit")
-        return
-    for pid, parent, state in map(str.split, listed.stdout.splitlines()):
-        yield int(pid), int(parent), state

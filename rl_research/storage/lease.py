@@ -18,11 +18,11 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from rl_research.errors import ConfigError, RunTakenOver, StorageError
 from rl_research.storage.store import Store, is_transient
+from rl_research.system import machine_id, started_at
 
 _log = logging.getLogger(__name__)
 
@@ -231,33 +231,15 @@ def new_holder() -> dict[str, Any]:
 def _this_process() -> dict[str, Any]:
     return {
         "host": platform.node(),
-        "machine": _machine(),
+        "machine": machine_id(),
         "process": os.getpid(),
-        "since": _started(os.getpid()),
+        "since": started_at(os.getpid()),
     }
-
-
-def _machine() -> str | None:
-    """What two processes that can see each other's numbers have in common; None if unknown."""
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
-    except OSError:
-        return None
-
-
-def _started(process: int) -> str | None:
-    """When *process* began, in the system's own count; None if there is none that lives."""
-    try:
-        state, *fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
-        return None if state in "ZX" else fields[18]
-    except (OSError, IndexError):
-        return None
 
 
 def is_on_this_machine(holder: Mapping[str, Any]) -> bool:
     """Whether *holder* can be asked for here."""
-    return holder.get("machine") is not None and holder.get("machine") == _machine()
+    return holder.get("machine") is not None and holder.get("machine") == machine_id()
 
 
 def is_gone(holder: Mapping[str, Any]) -> bool:
@@ -267,7 +249,7 @@ def is_gone(holder: Mapping[str, Any]) -> bool:
     number = holder.get("process")
     if not is_on_this_machine(holder) or not isinstance(number, int):
         return False
-    return holder.get("since") != _started(number)
+    return holder.get("since") != started_at(number)
 
 
 def named(holder: Mapping[str, Any]) -> str:

@@ -11,6 +11,7 @@ from typing import IO
 
 from rl_research.sync import ledger
 from rl_research.sync.finding import LocalRun
+from rl_research.system import Locked
 
 _NO_LOCKS = frozenset([errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
 _LEASE = ".sync-{}.lease.json"
@@ -37,7 +38,7 @@ def locks_of(runs: Sequence[LocalRun], stack: ExitStack) -> Mapping[Key, IO[str]
     for run in runs:
         try:
             found[key_of(run)] = stack.enter_context(ledger.lock(run.folder, run.run_id))
-        except ledger.Locked as locked:
+        except Locked as locked:
             found[key_of(run)] = Taken(f"{locked} has it")
         except OSError as error:
             found[key_of(run)] = error

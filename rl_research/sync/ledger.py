@@ -5,18 +5,14 @@ It stands beside the segments, so that it goes where they go.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
-import os
-import platform
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import IO, TypedDict
 
-from rl_research.system import write_atomically
+from rl_research.system import locked, write_atomically
 
 _log = logging.getLogger(__name__)
 
@@ -105,23 +101,9 @@ def encoded(ledger: Ledger) -> bytes:
     return (json.dumps(asdict(ledger), indent=1) + "\n").encode()
 
 
-class Locked(Exception):
-    """Raised for a run that another sync has; its text says which."""
+def lock(folder: Path, run_id: str) -> AbstractContextManager[IO[str]]:
+    """Hold the run against another sync; raise `Locked` if one has it.
 
-
-@contextmanager
-def lock(folder: Path, run_id: str) -> Iterator[IO[str]]:
-    """Hold the run against another sync; `Locked` if one has it.
-
-    The lock is the open file's: a child that inherits it holds it, too, even if this process is killed.
+    A child that inherits the file holds the lock, too, even if this process is killed.
     """
-    with (folder / _LOCK.format(run_id)).open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            raise Locked(file.read().strip() or "another process") from None
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {platform.node()}")
-        file.flush()
-        yield file
+    return locked(folder / _LOCK.format(run_id))

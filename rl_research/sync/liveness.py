@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import platform
 import time
@@ -11,6 +10,7 @@ from pathlib import Path
 
 from rl_research.sync.finding import LocalRun
 from rl_research.sync.logs import LogFacts
+from rl_research.system import lock_holder
 
 _LEASE = ".lease"
 _INIT = 1  # the parent of who has lost theirs
@@ -33,13 +33,9 @@ def is_live(run: LocalRun, logs: list[LogFacts]) -> bool:
 def is_held(home: Path) -> bool:
     """Whether a process holds the lease of the run folder *home*."""
     try:
-        with (home / _LEASE).open() as lease:
-            fcntl.flock(lease, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
+        return lock_holder(home / _LEASE) is not None
     except OSError:
         return False
-    return False
 
 
 def _is_being_written(facts: LogFacts, *, abandoned: bool) -> bool:

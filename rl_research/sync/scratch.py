@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 import tempfile
@@ -10,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
+
+from rl_research.system import try_lock
 
 _PREFIX = "rl-research-sync-"
 _IN_USE = ".in-use"  # locked as long as its process lives
@@ -34,7 +35,7 @@ def _made() -> tuple[Path, IO[str]]:
         lock = (folder / _IN_USE).open("w")
         with suppress(FileNotFoundError):
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX)
+                try_lock(lock, wait=True)
             except OSError:  # a disk without locks: nobody may sweep it, so it stays if we are killed
                 (folder / _IN_USE).unlink()
                 return folder, lock
@@ -47,5 +48,5 @@ def _sweep() -> None:
     """Remove the folders of processes that are gone."""
     for lock in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*/{_IN_USE}"):
         with suppress(OSError), lock.open("r+") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(lock.parent, ignore_errors=True)
+            if try_lock(file):
+                shutil.rmtree(lock.parent, ignore_errors=True)

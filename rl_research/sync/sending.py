@@ -11,12 +11,12 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from rl_research.system import processes
+from rl_research.system import ending_with_us
 
 #: Left alone, wandb tries for sixteen minutes, and rows for seven days. The environment wins.
 BOUNDS = {
@@ -78,7 +78,7 @@ def send(
     folder.mkdir(parents=True)
     output = folder / "output.txt"
     command = [sys.executable, "-m", "wandb", "sync", "--include-online", "--include-synced"]
-    with output.open("wb") as out, _leash() as (leashed, end):
+    with output.open("wb") as out, ending_with_us() as (leashed, end):
         process = subprocess.Popen(
             [*leashed, *command, "-n", str(_IN_PARALLEL), *map(str, logs)],
             stdin=subprocess.DEVNULL,
@@ -93,17 +93,6 @@ def send(
         finally:
             _end(process)
     return Sent(folder, code, _text(output), seconds)
-
-
-@contextmanager
-def _leash() -> Iterator[tuple[list[str], int]]:
-    """How a command begins that ends with this process, and the descriptor by which it knows."""
-    end, ours = os.pipe()
-    try:
-        yield [sys.executable, str(Path(processes.__file__)), str(end)], end
-    finally:
-        os.close(end)
-        os.close(ours)
 
 
 def _environment(folder: Path) -> dict[str, str]:

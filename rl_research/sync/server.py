@@ -8,8 +8,6 @@ import hashlib
 import http.client
 import json
 import os
-import random
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
@@ -17,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rl_research.system import retry_call
 from rl_research.tracking import api_key
 
 _TRIES, _TIMEOUT = 3, 15.0
@@ -153,7 +152,8 @@ def _post(account: Account, question: Mapping[str, Any]) -> dict[str, Any] | Non
         json.dumps(question).encode(),
         {"Content-Type": "application/json", "Authorization": f"Basic {token}"},
     )
-    for left in reversed(range(_TRIES)):
+
+    def ask() -> dict[str, Any] | None:
         try:
             with urllib.request.urlopen(request, timeout=_TIMEOUT) as answer:
                 found = json.load(answer)
@@ -163,9 +163,8 @@ def _post(account: Account, question: Mapping[str, Any]) -> dict[str, Any] | Non
                 raise Refused(f"{account.base_url} answered {error.code} {error.reason}") from None
             if error.code == _NOT_UNDERSTOOD:
                 return None
-            problem: object = f"{error.code} {error.reason}"
+            raise Unreachable(f"{account.base_url}: {error.code} {error.reason}") from None
         except (OSError, http.client.HTTPException, ValueError, AttributeError) as error:
-            problem = getattr(error, "reason", None) or error
-        if left:
-            time.sleep(random.uniform(0.2, 0.8) * (_TRIES - left))
-    raise Unreachable(f"{account.base_url}: {problem}")
+            raise Unreachable(f"{account.base_url}: {getattr(error, 'reason', None) or error}") from None
+
+    return retry_call(ask, lambda error: isinstance(error, Unreachable), tries=_TRIES, pause=0.5)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import random
 import threading
-import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
@@ -12,7 +10,7 @@ from typing import Any, TypeVar
 from rl_research.errors import StorageError
 from rl_research.storage import Store, is_transient
 from rl_research.sync.outcome import Verdict
-from rl_research.system import masked
+from rl_research.system import masked, retry_call
 
 _AT_A_TIME = 16  # folders that are listed, files that are fetched
 _TRIES, _WAIT = 4, 0.5  # the last comes after some four seconds
@@ -59,15 +57,8 @@ class Stores:
 
 
 def patiently(ask: Callable[[], R]) -> R:
-    """What *ask* answers; after a connection failure it is asked again, some seconds long."""
-    for left in reversed(range(_TRIES)):
-        try:
-            return ask()
-        except Exception as error:
-            if not left or not is_transient(error):
-                raise
-        time.sleep(_WAIT * 2 ** (_TRIES - 1 - left) * random.uniform(0.5, 1.5))
-    raise AssertionError("never reached")
+    """Return what *ask* returns; repeat it some seconds long after connection failures."""
+    return retry_call(ask, is_transient, tries=_TRIES, pause=_WAIT)
 
 
 def why(error: Exception) -> Verdict:

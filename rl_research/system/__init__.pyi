@@ -8,6 +8,15 @@ from .files import (
     write_atomically as write_atomically,
     write_text as write_text,
 )
+from .locks import Locked as Locked, lock_holder as lock_holder, locked as locked, try_lock as try_lock
+from .processes import (
+    ending_with_us as ending_with_us,
+    living_processes as living_processes,
+    machine_id as machine_id,
+    started_at as started_at,
+    when_parent_ends as when_parent_ends,
+)
+from .retry import retry_call as retry_call
 from .secrets import (
     MASK as MASK,
     is_secret_option as is_secret_option,

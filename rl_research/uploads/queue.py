@@ -16,7 +16,7 @@ from rl_research.storage import is_transient
 from rl_research.system import without_password
 from rl_research.uploads.delivery import deliver
 from rl_research.uploads.run_storage import Home, mean_of
-from rl_research.uploads.worker import Courier
+from rl_research.uploads.worker import UploadWorker
 
 _log = logging.getLogger(__name__)
 _WAITING = 2  # checkpoints that may wait while one is on its way
@@ -43,7 +43,7 @@ class Uploads:
     def __init__(self, run: Run, through: Deliver):
         self.run = run
         self.home = Home(run.dir, run.config)
-        self._courier = Courier(self.home, run.store_lease)
+        self._worker = UploadWorker(self.home, run.store_lease)
         self._through = through
         self._waiting: list[Checkpoint] = []
         self._on_its_way: Checkpoint | None = None
@@ -54,7 +54,7 @@ class Uploads:
 
     def start(self) -> None:
         """Begin, with what an earlier segment has left."""
-        self._courier.start()
+        self._worker.start()
         self._thread.start()
 
     def add(self, checkpoint: Checkpoint) -> None:
@@ -91,7 +91,7 @@ class Uploads:
             until = self._bound(until)
         with self._changed:
             self._too_late = True
-        self._courier.end()
+        self._worker.end()
 
     def _bound(self, until: float) -> float:
         stop = self.run.stop
@@ -142,7 +142,7 @@ class Uploads:
         if self._too_late:
             raise TooLate(f"step {checkpoint.global_step}: the run ended before it was uploaded")
         try:
-            return deliver(self.run, checkpoint, self._courier.bring)
+            return deliver(self.run, checkpoint, self._worker.bring)
         except Exception as error:
             if not checkpoint.still_there():
                 return None

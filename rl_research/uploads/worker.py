@@ -10,7 +10,6 @@ import errno
 import logging
 import os
 import pickle
-import select
 import signal
 import subprocess
 import sys
@@ -26,22 +25,22 @@ from rl_research import checkpoints
 from rl_research.checkpoints import Checkpoint
 from rl_research.errors import RunTakenOver, in_a_line
 from rl_research.storage import Share, StoreLease, crosses_network, is_transient
+from rl_research.system import when_parent_ends
 from rl_research.uploads.run_storage import Arrival, Home
 
 _NICE = 5  # where a core is short, training has it first
-_GLANCE = 1.0  # seconds between two looks at whether the parent lives, where nothing tells of its end
 _ITS_OWN = "SIGINT SIGTERM SIGHUP SIGUSR1 SIGUSR2"  # signals that are for the process that trains
 _START = f"""
 import signal, sys
 for name in "{_ITS_OWN}".split():
     signal.signal(getattr(signal, name), signal.SIG_IGN)
 sys.path[:] = {{path!r}}
-from rl_research.uploads import courier
-courier.serve({{number}})
+from rl_research.uploads import worker
+worker.serve({{number}})
 """
 
 
-class Courier:
+class UploadWorker:
     """Brings a run's checkpoints to its store, one at a time, in a process of its own.
 
     Where ``storage.url`` crosses no network the calling thread does it: there is nothing to sign or to
@@ -187,7 +186,8 @@ def serve(number: int) -> None:
     os.nice(_NICE)
     connection: Connection[Any, Any] = Connection(number)
     parent, level, home = connection.recv()
-    threading.Thread(target=_end_with, args=(number, parent), daemon=True).start()
+    # at once, so that no two processes write for one run
+    when_parent_ends(number, lambda: os._exit(0), parent)
     parent_side = _ToParent(connection)
     logging.basicConfig(level=level, handlers=[QueueHandler(parent_side)])  # type: ignore[arg-type]  # asks for put_nowait alone
     with suppress(Exception):  # whoever asks for something hears of it
@@ -204,15 +204,3 @@ def _answer(home: Home, address: str, share: Share | None) -> _Failure | tuple[A
     except Exception as error:  # noqa: BLE001  # raised where it was asked for
         return _Failure.of(error)
     return arrival.checkpoint.manifest, arrival.best_kept
-
-
-def _end_with(number: int, parent: int) -> None:
-    """Leave at once when the process that trains is gone, so that no two write for one run.
-
-    That the other end is closed tells it; a process that has inherited it may keep it open.
-    """
-    watched = select.poll()
-    watched.register(number, 0)
-    while not watched.poll(_GLANCE * 1000) and os.getppid() == parent:
-        pass
-    os._exit(0)

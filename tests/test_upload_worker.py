@@ -26,9 +26,9 @@ from rl_research.config import Config, load_config
 from rl_research.errors import CheckpointMissing, RunTakenOver, StorageError
 from rl_research.storage.lease import FILE, StoreLease
 from rl_research.storage.store import Store, is_transient
-from rl_research.uploads import worker as courier_module
+from rl_research.uploads import worker as worker_module
 from rl_research.uploads.run_storage import Home
-from rl_research.uploads.worker import Courier
+from rl_research.uploads.worker import UploadWorker
 
 PREFIX = "boten/läufe mit leerzeichen"
 BIG = 3 << 20  # bytes, at a megabyte a second
@@ -51,9 +51,9 @@ def home(tmp_path: Path, faults: Faults) -> Home:
 
 
 @pytest.fixture
-def courier(home: Home) -> Iterator[Courier]:
+def worker(home: Home) -> Iterator[UploadWorker]:
     """The process for that folder, with nobody else to fear."""
-    made = Courier(home, None)
+    made = UploadWorker(home, None)
     yield made
     made.end()
 
@@ -81,11 +81,11 @@ def _until(happens: Callable[[], object], seconds: float = 20.0) -> None:
         time.sleep(0.01)
 
 
-def test_what_it_brings_is_whole_and_noted(home: Home, courier: Courier) -> None:
+def test_what_it_brings_is_whole_and_noted(home: Home, worker: UploadWorker) -> None:
     """A checkpoint arrives with every byte and word, and the run folder notes it, as without a process."""
     before = _made(home, 1, mean=9.0)
-    assert courier.bring(before).best_kept == 9.0
-    arrival = courier.bring(_made(home, 2, mean=5.0))
+    assert worker.bring(before).best_kept == 9.0
+    arrival = worker.bring(_made(home, 2, mean=5.0))
     assert arrival.checkpoint.address.endswith("mine/checkpoints/step-000000002")
     assert arrival.best_kept == 9.0
     stored = checkpoints.list_checkpoints(home.store())
@@ -95,34 +95,34 @@ def test_what_it_brings_is_whole_and_noted(home: Home, courier: Courier) -> None
         assert home.deliveries().arrived(local)
 
 
-def test_one_process_does_it_for_a_whole_run(home: Home, courier: Courier) -> None:
+def test_one_process_does_it_for_a_whole_run(home: Home, worker: UploadWorker) -> None:
     """The process is started once, is nobody's leftover when it ends, and is not started again."""
     before = set(_children())
-    courier.start()
+    worker.start()
     started = set(_children()) - before
     for step in (1, 2, 3):
-        courier.bring(_made(home, step))
+        worker.bring(_made(home, step))
     assert set(_children()) - before == started
     assert len(started) == 1
-    courier.end()
+    worker.end()
     assert set(_children()) <= before
     with pytest.raises(ConnectionError, match="the run has ended"):
-        courier.bring(_made(home, 4))
+        worker.bring(_made(home, 4))
     assert set(_children()) <= before
 
 
-@pytest.mark.parametrize("url", ["memory://couriers", "{folder}/store"])
+@pytest.mark.parametrize("url", ["memory://workers", "{folder}/store"])
 def test_what_crosses_no_network_needs_no_process(tmp_path: Path, url: str) -> None:
     """A folder, or a store that lives in this very process, is written by the thread that asks."""
     words = [*tiny(tmp_path, "mine"), f"storage.url='{url.format(folder=tmp_path)}'"]
     home = Home(tmp_path / "mine", load_config(words))
     home.folder.mkdir()
-    courier, before = Courier(home, None), set(_children())
-    courier.start()
-    arrival = courier.bring(_made(home, 1))
+    worker, before = UploadWorker(home, None), set(_children())
+    worker.start()
+    arrival = worker.bring(_made(home, 1))
     assert set(_children()) <= before
     arrival.checkpoint.verify()
-    courier.end()
+    worker.end()
 
 
 # ---------------------------------------------------------------- failures
@@ -132,7 +132,7 @@ def test_what_crosses_no_network_needs_no_process(tmp_path: Path, url: str) -> N
     ("status", "code"), [(403, "AccessDenied"), (404, "NoSuchBucket"), (507, "XMinioStorageFull")]
 )
 def test_refusals_say_the_same_line(
-    home: Home, courier: Courier, faults: Faults, status: int, code: str
+    home: Home, worker: UploadWorker, faults: Faults, status: int, code: str
 ) -> None:
     """What waiting does not mend is the same `StorageError` from the process as from the thread."""
     made = _made(home, 1)
@@ -140,38 +140,38 @@ def test_refusals_say_the_same_line(
     with pytest.raises(StorageError) as here:
         home.bring(made, lambda: None)
     with pytest.raises(StorageError) as there:
-        courier.bring(made)
+        worker.bring(made)
     assert str(there.value) == str(here.value)
     faults.clear()
-    courier.bring(made)
+    worker.bring(made)
 
 
 @pytest.mark.parametrize("status", [500, 503])
 def test_what_waiting_may_mend_is_known_as_such(
-    home: Home, courier: Courier, faults: Faults, status: int
+    home: Home, worker: UploadWorker, faults: Faults, status: int
 ) -> None:
     """A store that fails, cuts off or is away is a connection failure, whatever class it comes as."""
     made = _made(home, 1)
     faults.fail("status", status=status, code="InternalError")
     with pytest.raises(Exception, match=r".") as failed:
-        courier.bring(made)
+        worker.bring(made)
     assert is_transient(failed.value)
     faults.clear()
     faults.refuse()
     with pytest.raises(Exception, match=r".") as refused:
-        courier.bring(made)
+        worker.bring(made)
     assert is_transient(refused.value)
     faults.accept()
-    courier.bring(made).checkpoint.verify()
+    worker.bring(made).checkpoint.verify()
 
 
-def test_a_checkpoint_that_is_gone_is_missing(home: Home, courier: Courier) -> None:
+def test_a_checkpoint_that_is_gone_is_missing(home: Home, worker: UploadWorker) -> None:
     """What retention has removed before its turn is a `CheckpointMissing`, as ever."""
     made = _made(home, 1)
     checkpoints.prune(home.folder, keep_last=0, keep_best=0)
     (Path(made.address) / "manifest.json").unlink(missing_ok=True)
     with pytest.raises(CheckpointMissing):
-        courier.bring(made)
+        worker.bring(made)
 
 
 class _Uncopied(ConnectionError):
@@ -196,7 +196,7 @@ def test_errors_travel_with_their_meaning(error: Exception, kind: type[Exception
     try:
         raise error
     except Exception as raised:  # noqa: BLE001  # to give it a place
-        sent = pickle.dumps(courier_module._Failure.of(raised))
+        sent = pickle.dumps(worker_module._Failure.of(raised))
     found = pickle.loads(sent).error()
     assert isinstance(found, kind)
     assert is_transient(found) == is_transient(error)
@@ -205,12 +205,14 @@ def test_errors_travel_with_their_meaning(error: Exception, kind: type[Exception
     assert isinstance(found, OSError) or place in str(found.__cause__)
 
 
-def test_what_it_logs_is_logged_here(home: Home, courier: Courier, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_it_logs_is_logged_here(
+    home: Home, worker: UploadWorker, caplog: pytest.LogCaptureFixture
+) -> None:
     """A warning of the process stands in the log of the run, under its own name."""
-    courier.bring(_made(home, 1))
+    worker.bring(_made(home, 1))
     folder = f"{PREFIX}/{home.folder.parent.parent.name}/mine/checkpoints/step-000000002"
     home.store().write("step-000000002/manifest.json", b"{}")
-    courier.bring(_made(home, 3))
+    worker.bring(_made(home, 3))
     said = [r for r in caplog.records if "it is left out" in r.getMessage()]
     assert said, folder
     assert said[0].name == "rl_research.checkpoints.manifest"
@@ -224,27 +226,27 @@ def test_who_has_lost_the_run_is_told_at_once(home: Home) -> None:
     """Another machine's lease in the store ends the upload, and training hears of it without waiting."""
     lease = StoreLease(home.store, "mine", 600.0)
     lease.acquire()
-    courier = Courier(home, lease)
+    worker = UploadWorker(home, lease)
     try:
-        courier.bring(_made(home, 1))
+        worker.bring(_made(home, 1))
         theirs = json.loads(home.store().read(FILE)) | {"token": "theirs", "machine": "another"}
         home.store().write(FILE, json.dumps(theirs).encode())
         with pytest.raises(RunTakenOver):
-            courier.bring(_made(home, 2))
+            worker.bring(_made(home, 2))
         with pytest.raises(RunTakenOver):
             lease.check()
         assert [c.global_step for c in checkpoints.list_checkpoints(home.store())] == [1]
     finally:
-        courier.end()
+        worker.end()
         lease.release()
 
 
 # ---------------------------------------------------------------- kills and signals
 
 
-def test_one_that_dies_in_the_middle_is_replaced(home: Home, courier: Courier, faults: Faults) -> None:
+def test_one_that_dies_in_the_middle_is_replaced(home: Home, worker: UploadWorker, faults: Faults) -> None:
     """Killed while it sends, it costs a connection failure; the next try gets everything there."""
-    courier.start()
+    worker.start()
     before = set(_children())
     made = _made(home, 1, BIG)
     faults.fail("slow", rate=1e6, methods=["PUT"], path="a.bin")
@@ -253,29 +255,29 @@ def test_one_that_dies_in_the_middle_is_replaced(home: Home, courier: Courier, f
     )
     killer.start()
     with pytest.raises(ConnectionResetError, match="SIGKILL") as died:
-        courier.bring(made)
+        worker.bring(made)
     killer.join()
     assert is_transient(died.value)
     assert checkpoints.list_checkpoints(home.store()) == []
     faults.clear()
-    courier.bring(made).checkpoint.verify()
+    worker.bring(made).checkpoint.verify()
 
 
 def _kill(processes: set[int]) -> None:
     for process in processes:
-        if b"courier" in Path(f"/proc/{process}/cmdline").read_bytes():
+        if b"worker" in Path(f"/proc/{process}/cmdline").read_bytes():
             os.kill(process, signal.SIGKILL)
 
 
-def test_signals_that_are_for_the_run_leave_it_alone(home: Home, courier: Courier) -> None:
+def test_signals_that_are_for_the_run_leave_it_alone(home: Home, worker: UploadWorker) -> None:
     """Ctrl-C and a scheduler's SIGTERM reach every process of the group; this one goes on uploading."""
     before = set(_children())
-    courier.start()
-    courier.bring(_made(home, 1))
+    worker.start()
+    worker.bring(_made(home, 1))
     (process,) = set(_children()) - before
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
         os.kill(process, number)
-    courier.bring(_made(home, 2))
+    worker.bring(_made(home, 2))
     assert set(_children()) - before == {process}
 
 
@@ -284,21 +286,21 @@ import sys, os, threading, time
 from pathlib import Path
 from rl_research import checkpoints
 from rl_research.config import load_config
-from rl_research.uploads.courier import Courier
+from rl_research.uploads.worker import UploadWorker
 from rl_research.uploads.home import Home
 
 config = load_config(sys.argv[2:])
 config.run_dir.mkdir(parents=True)
 home = Home(config.run_dir, config)
 made = checkpoints.commit(home.folder, 1, {"a.bin": os.urandom(3 << 20)}, {})
-courier = Courier(home, None)
-courier.start()
+worker = UploadWorker(home, None)
+worker.start()
 if sys.argv[1] == "leaves a child that holds the line":
-    os.set_inheritable(courier._connection.fileno(), True)
+    os.set_inheritable(worker._connection.fileno(), True)
     if os.fork() == 0:
         time.sleep(30)
         os._exit(0)
-courier.bring(made)
+worker.bring(made)
 """
 
 
@@ -315,13 +317,13 @@ def test_it_does_not_outlive_the_run(tmp_path: Path, faults: Faults, manner: str
     )
     _until(lambda: faults.sent > BIG / 3, 60)
     below = children(trainer.pid)
-    couriers = [p for p in below if b"courier.serve" in Path(f"/proc/{p}/cmdline").read_bytes()]
-    others = [p for p in below if p not in couriers]
+    workers = [p for p in below if b"worker.serve" in Path(f"/proc/{p}/cmdline").read_bytes()]
+    others = [p for p in below if p not in workers]
     trainer.kill()
     trainer.wait()
     try:
-        _until(lambda: not any(map(lives, couriers)), 5)
-        assert len(couriers) == 1
+        _until(lambda: not any(map(lives, workers)), 5)
+        assert len(workers) == 1
         store = Home(config.run_dir, config).store()
         faults.clear()
         assert checkpoints.list_checkpoints(store) == []
@@ -334,14 +336,14 @@ def test_a_home_and_its_secrets_travel_by_the_socket_alone(tmp_path: Path, fault
     """No option of the store stands in the process's arguments, which every user of a machine can read."""
     config = _config(tmp_path, faults, "storage.options.secret=geheim", "storage.options.key=offen")
     config.run_dir.mkdir(parents=True)
-    courier, before = Courier(Home(config.run_dir, config), None), set(_children())
-    courier.start()
+    worker, before = UploadWorker(Home(config.run_dir, config), None), set(_children())
+    worker.start()
     try:
         (process,) = set(_children()) - before
-        _until(lambda: b"courier" in Path(f"/proc/{process}/cmdline").read_bytes())
+        _until(lambda: b"worker" in Path(f"/proc/{process}/cmdline").read_bytes())
         shown = Path(f"/proc/{process}/cmdline").read_bytes()
         assert b"geheim" not in shown
         assert b"offen" not in shown
         assert isinstance(Home(config.run_dir, config).store(), Store)
     finally:
-        courier.end()
+        worker.end()
