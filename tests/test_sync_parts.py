@@ -25,6 +25,7 @@ from rl_research.sync.logs import scan, timestamps
 from rl_research.sync.position import Unclear, rows_delivered, shares
 from rl_research.sync.sealing import LeftOut, write_copy
 from rl_research.sync.server import RunThere
+from rl_research.system import Locked
 from rl_research.tracking.wandb_log import Writer, records
 
 
@@ -154,7 +155,7 @@ def test_a_ledger_survives_what_disks_do(tmp_path: Path) -> None:
     assert ledger.read(tmp_path, "x") == known
     with (
         ledger.lock(tmp_path, "x"),
-        pytest.raises(ledger.Locked, match=f"process {os.getpid()} on "),
+        pytest.raises(Locked, match=f"process {os.getpid()} on "),
         ledger.lock(tmp_path, "x"),
     ):
         pass

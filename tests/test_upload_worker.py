@@ -287,7 +287,7 @@ from pathlib import Path
 from rl_research import checkpoints
 from rl_research.config import load_config
 from rl_research.uploads.worker import UploadWorker
-from rl_research.uploads.home import Home
+from rl_research.uploads.run_storage import Home
 
 config = load_config(sys.argv[2:])
 config.run_dir.mkdir(parents=True)

@@ -78,11 +78,10 @@ def _say_nothing(_text: str) -> None:
 
 def _once(words: Sequence[str], wanted: _Wanted, policy: Policy, say: Callable[[str], None]) -> list[Outcome]:
     """Look at everything once; each line is said as soon as it is known."""
-    from rl_research.checkpoints import storage_among
     from rl_research.sync import places
 
     storage, where = split_storage(words)
-    options = dict(storage_among(storage).options) if storage else {}
+    options = _store_options(storage) if storage else {}
     online, to_send = wanted.include_online, not wanted.dry_run
     with places.opened(where or ["runs"], options, include_online=online, to_send=to_send) as runs:
         if wanted.dry_run:
@@ -93,6 +92,12 @@ def _once(words: Sequence[str], wanted: _Wanted, policy: Policy, say: Callable[[
 
                 return push(runs, wanted.push, options, report)
             return places.deliver(runs, policy, tries=wanted.tries, told=report)
+
+
+def _store_options(overrides: Sequence[str]) -> dict[str, Any]:
+    from rl_research.checkpoints import storage_among  # with fsspec, which a look at local runs does not need
+
+    return dict(storage_among(overrides).options)
 
 
 def _would_send(runs: Sequence[LocalRun], say: Callable[[str], None], policy: Policy) -> list[Outcome]:
