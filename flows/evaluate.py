@@ -11,10 +11,10 @@ from typing import Any
 
 from prefect import flow, task
 
-from rl_research.checkpoints import Checkpoint, find, storage_among
+from rl_research.checkpoints import Checkpoint, Scores, find, storage_among
 from rl_research.config import literal_secrets
 from rl_research.orchestration import pipeline
-from rl_research.training import Scores, evaluate_checkpoint
+from rl_research.training import evaluate_checkpoint
 
 
 @flow(name="evaluate", flow_run_name="{checkpoint}", log_prints=False)
@@ -40,9 +40,9 @@ def described(found: Checkpoint, scores: Scores) -> dict[str, Any]:
     """What the flow returns of the checkpoint that it has *found*, and of its *scores*."""
     return {
         "checkpoint": found.address,
-        "run_id": found.manifest.get("run_id"),
+        "run_id": found.manifest.run_id,
         "global_step": found.global_step,
-        "parameters_sha256": found.manifest.get("parameters_sha256"),
+        "parameters_sha256": found.manifest.parameters_sha256,
         "scores": scores.summary(),
     }
 

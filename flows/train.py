@@ -15,7 +15,7 @@ from prefect import flow, runtime, task
 from prefect.client.schemas.objects import State
 
 from rl_research import training
-from rl_research.checkpoints import Checkpoint
+from rl_research.checkpoints import Checkpoint, Scores
 from rl_research.config import Config, Experiment
 from rl_research.errors import Interrupted, RLResearchError, RunTakenOver
 from rl_research.flows.upload import deliver_leftovers
@@ -30,7 +30,7 @@ from rl_research.orchestration import (
     recovery,
 )
 from rl_research.runs import Run, left_of, open_run, read_record, result_of
-from rl_research.training import Scores, finished_result
+from rl_research.training import finished_result
 from rl_research.uploads import Home, Uploads, uploads_of
 
 

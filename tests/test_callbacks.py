@@ -20,12 +20,12 @@ from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 from wandb.integration.sb3 import WandbCallback as TheirWandbCallback
 
 from rl_research import callbacks, checkpoints
+from rl_research.checkpoints import Scores
 from rl_research.config import Config
 from rl_research.storage.store import Store
 from rl_research.tracking.logger import ExperimentLogger
 from rl_research.tracking.rows import RowWriter
 from rl_research.training import envs, models
-from rl_research.training.evaluation import Scores
 
 TinyConfig = Callable[..., Config]
 Rows = list[tuple[int, dict[str, Any]]]
@@ -776,7 +776,7 @@ def test_a_checkpoint_holds_sb3_s_files_and_the_facts(tmp_path: Path) -> None:
     found = checkpoints.find(tmp_path)
     assert callback.newest is not None
     assert callback.newest.address == found.address
-    assert (found.manifest["name"], found.manifest["flavour"]) == ("mine", "sweet")
+    assert (found.manifest.name, found.manifest.facts()["flavour"]) == ("mine", "sweet")
     assert {"model.zip", "vecnormalize.pkl", "vecnormalize.npz", "state.pkl"} <= set(found.files)
     loaded = PPO.load(Path(found.address) / "model.zip", device="cpu")
     assert models.parameters_sha256(loaded) == models.parameters_sha256(model)
@@ -796,8 +796,8 @@ def test_an_environment_that_cannot_be_captured_is_said(tmp_path: Path) -> None:
     """Where the environment's state stays behind, the manifest says boundary and why."""
     _ppo().learn(16, callback=callbacks.CheckpointCallback(0, tmp_path))
     manifest = checkpoints.find(tmp_path).manifest
-    assert manifest["resume_mode"] == "boundary", "make_vec_env knows no capture_state"
-    assert manifest["resume_reason"]
+    assert manifest.resume_mode == "boundary", "make_vec_env knows no capture_state"
+    assert manifest.resume_reason
 
 
 def test_an_environment_of_ours_is_captured(tiny_config: TinyConfig, tmp_path: Path) -> None:
@@ -806,8 +806,8 @@ def test_an_environment_of_ours_is_captured(tiny_config: TinyConfig, tmp_path: P
     model = models.build(config, envs.training_env(config))
     model.learn(16, callback=callbacks.CheckpointCallback(0, tmp_path))
     manifest = checkpoints.find(tmp_path).manifest
-    assert manifest["resume_mode"] == "exact"
-    assert "resume_reason" not in manifest
+    assert manifest.resume_mode == "exact"
+    assert "resume_reason" not in manifest.facts()
 
 
 def test_a_commit_out_of_turn(tmp_path: Path) -> None:

@@ -51,8 +51,8 @@ def test_a_commit_is_what_was_given(tmp_path: Path) -> None:
     for checkpoint in (made, found):
         assert _contents(checkpoint) == FILES
         assert checkpoint.global_step == 7
-        assert checkpoint.manifest["name"] == "mine"
-        assert checkpoint.manifest["scores"] == {"mean": 1.5}
+        assert checkpoint.manifest.name == "mine"
+        assert checkpoint.manifest.facts()["scores"] == {"mean": 1.5}
         assert checkpoint.files["model.zip"] == (500, hashlib.sha256(FILES["model.zip"]).hexdigest())
     assert os.listdir(tmp_path / "checkpoints") == ["step-000000007"]
     assert set(os.listdir(found.address)) == {*FILES, "manifest.json"}
@@ -72,17 +72,17 @@ def test_the_same_step_again_replaces_the_former(tmp_path: Path) -> None:
     checkpoints.commit(tmp_path, 7, {"old.bin": b"old", "model.zip": b"old"}, {"turn": 1})
     checkpoints.commit(tmp_path, 7, {"model.zip": b"new"}, {"turn": 2})
     found = checkpoints.find(tmp_path)
-    assert (found.manifest["turn"], _contents(found)) == (2, {"model.zip": b"new"})
+    assert (found.manifest.facts()["turn"], _contents(found)) == (2, {"model.zip": b"new"})
     assert os.listdir(found.address).count("old.bin") == 0
     assert os.listdir(tmp_path / "checkpoints") == ["step-000000007"]
 
 
 def test_added_facts_are_found_again(tmp_path: Path) -> None:
     """Scores that become known later join the manifest and change no file."""
-    checkpoints.add_facts(_commit(tmp_path, 7, name="mine"), {"scores": {"mean": 3.0}})
+    checkpoints.add_facts(_commit(tmp_path, 7, name="mine"), scores={"mean": 3.0})
     found = checkpoints.find(tmp_path)
-    assert found.manifest["scores"] == {"mean": 3.0}
-    assert found.manifest["name"] == "mine"
+    assert found.manifest.facts()["scores"] == {"mean": 3.0}
+    assert found.manifest.name == "mine"
     assert _contents(found) == FILES
 
 
@@ -123,7 +123,7 @@ CRASHES = """
         elif scenario == "same":
             checkpoints.commit(run, 10, files("b"), {"tag": "b"})
         elif scenario == "facts":
-            checkpoints.add_facts(checkpoints.find(run), {"tag": "a", "late": 1})
+            checkpoints.add_facts(checkpoints.find(run), tag="a", late=1)
         else:
             checkpoints.prune(run, keep_last=1, keep_best=1)
 
@@ -134,7 +134,7 @@ CRASHES = """
                 try:
                     checkpoint = checkpoints.find(folder)
                     whole = all(
-                        checkpoint.read(name) == files(checkpoint.manifest["tag"])[name]
+                        checkpoint.read(name) == files(checkpoint.manifest.facts()["tag"])[name]
                         for name in checkpoint.files
                     ) and len(checkpoint.files) == 2
                 except CheckpointError:
@@ -300,7 +300,7 @@ def test_a_step_is_committed_again_over_what_a_kill_left(tmp_path: Path) -> None
     former.mkdir()
     (former / "model.zip").write_bytes(b"former")
     _commit(tmp_path, 7, turn=2)
-    assert checkpoints.find(tmp_path).manifest["turn"] == 2
+    assert checkpoints.find(tmp_path).manifest.facts()["turn"] == 2
 
 
 # ---------------------------------------------------------------- finding

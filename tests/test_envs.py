@@ -10,10 +10,11 @@ import pytest
 from gymnasium.utils.env_checker import data_equivalence
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecNormalize
 
+from rl_research.checkpoints import Scores
 from rl_research.config import Config
 from rl_research.errors import ConfigError
 from rl_research.training import envs, snapshot
-from rl_research.training.evaluation import Scores, evaluate
+from rl_research.training.evaluation import evaluate
 from rl_research.training.models import build
 
 TinyConfig = Callable[..., Config]

@@ -118,7 +118,7 @@ def test_scores_say_what_sb3_says(tiny_config: TinyConfig) -> None:
     mean, std = evaluate_policy(model, envs.evaluation_env(config, 5_000, 4), n_eval_episodes=4)
     assert (scores.mean, scores.std) == (mean, std)
     assert scores.summary() == {"mean": mean, "std": std, "episodes": 4}
-    record = json.loads(json.dumps(scores.record()))
+    record = json.loads(json.dumps(scores.model_dump()))
     assert record["returns"] == list(scores.returns)
     assert (record["first_seed"], record["deterministic"]) == (5_000, True)
     assert sum(record["lengths"]) == sum(scores.returns), "a step of CartPole is worth 1"

@@ -77,7 +77,7 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_reference_means_one_checkpoint(runs: Path, reference: str, run: str, step: int) -> None:
     """Every form leads to the checkpoint it names; alone, a choice is of the run trained last."""
     found = checkpoints.find(reference.format(runs=runs))
-    assert (found.manifest["run_id"], found.global_step) == (run, step)
+    assert (found.manifest.run_id, found.global_step) == (run, step)
 
 
 def test_where_one_stands_comes_before_the_run_trained_last(
@@ -311,7 +311,7 @@ def test_without_a_target_a_checkpoint_goes_to_its_run_s_folder(
     code, out, _ = call("checkpoints", "get", "sac@best", store, "--runs-dir", str(tmp_path), "--json")
     assert code == 0
     assert json.loads(out)["checkpoint"].startswith(f"{tmp_path}/sac/checkpoints/step-")
-    assert checkpoints.find("sac", runs_dir=tmp_path).manifest["run_id"] == "sac"
+    assert checkpoints.find("sac", runs_dir=tmp_path).manifest.run_id == "sac"
 
 
 def test_get_waits_for_no_one_who_has_the_target_open(trained: Path, tmp_path: Path, call: Call) -> None:

@@ -90,7 +90,7 @@ def run_folder(path, returns=None, **changes):
     progress(path, [[step, 20 + step / 220, 0.01] for step in range(256, 100_001, 256)])
     evaluations(path, np.linspace([100.0] * 10, [500.0] * 10, 10) + np.arange(10))
     for step in (75_008, 100_096):
-        folder = path / "checkpoints" / f"step-{step}"
+        folder = path / "checkpoints" / f"step-{step:09d}"
         folder.mkdir(parents=True, exist_ok=True)
         files = {"model.zip": {"size": 137_183, "sha256": "ab" * 32}}
         manifest = {"global_step": step, "created_at": "2026-11-22T14:02:11Z", "files": files}

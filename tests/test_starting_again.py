@@ -216,7 +216,7 @@ def test_an_evaluation_cut_off_by_a_stop_scores_its_checkpoint_later(tmp_path: P
 
 def _scores(run_dir: Path) -> dict[int, Any]:
     found = checkpoints.local_checkpoints(run_dir)
-    return {c.global_step: c.manifest["scores"] and c.manifest["scores"]["mean"] for c in found}
+    return {c.global_step: c.manifest.scores and c.manifest.scores.mean for c in found}
 
 
 def test_a_film_is_logged_once_however_often_the_run_is_killed(tmp_path: Path) -> None:

@@ -158,7 +158,7 @@ def test_a_chain_of_file_systems_works(s3: Server, tmp_path: Path, chain: str, p
     for reference in (found.address, f"{found.address}/", below(url, "mine@step-10")):
         assert checkpoints.find(reference, options).address == found.address
     assert checkpoints.is_in(made, store)
-    scored = checkpoints.find(str(checkpoints.add_facts(made, {"final_scores": {"mean": 1}}).address))
+    scored = checkpoints.find(str(checkpoints.add_facts(made, final_scores={"mean": 1}).address))
     assert not checkpoints.is_in(scored, store)
     checkpoints.upload(scored, store)
     assert checkpoints.is_in(scored, store), "an old manifest came from a cache"

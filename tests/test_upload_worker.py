@@ -215,7 +215,7 @@ def test_what_it_logs_is_logged_here(
     worker.bring(_made(home, 3))
     said = [r for r in caplog.records if "it is left out" in r.getMessage()]
     assert said, folder
-    assert said[0].name == "rl_research.checkpoints.manifest"
+    assert said[0].name == "rl_research.checkpoints.checkpoint"
     assert said[0].levelno == logging.WARNING
 
 

@@ -128,7 +128,7 @@ def test_training_does_not_wait_for_the_store(go: Go, gated: type[GatedFileSyste
     assert _stored(gated) == ALL
     assert record_of(folder)["not_uploaded"] == []
     assert record_of(folder)["checkpoint"].startswith("gated://")
-    assert "final_scores" in checkpoints.find(record_of(folder)["checkpoint"]).manifest
+    assert checkpoints.find(record_of(folder)["checkpoint"]).manifest.final_scores
 
 
 def test_after_scoring_the_manifest_alone_travels(go: Go, gated: type[GatedFileSystem]) -> None:
@@ -326,7 +326,7 @@ def _told(folder: Path) -> list[set[str]]:
 
 def _means(folder: Path) -> Mapping[int, float]:
     found = checkpoints.local_checkpoints(folder)
-    return {c.global_step: c.manifest["scores"]["mean"] for c in found}
+    return {c.global_step: c.manifest.scores.mean for c in found}
 
 
 def test_each_uploaded_checkpoint_is_told_once(go: Go) -> None:

@@ -1,7 +1,5 @@
-from .listing import listed as listed
-from .manifest import (
+from .checkpoint import (
     FOLDER as FOLDER,
-    FORMAT as FORMAT,
     MANIFEST as MANIFEST,
     REPLAY as REPLAY,
     STEP as STEP,
@@ -14,6 +12,8 @@ from .manifest import (
     open_checkpoint as open_checkpoint,
     survey as survey,
 )
+from .listing import listed as listed
+from .manifest import Manifest as Manifest, Scores as Scores
 from .references import (
     find as find,
     is_url as is_url,

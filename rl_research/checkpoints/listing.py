@@ -6,7 +6,8 @@ import datetime
 from collections.abc import Mapping
 from typing import Any
 
-from rl_research.checkpoints.manifest import Checkpoint, survey
+from rl_research.checkpoints.checkpoint import Checkpoint, survey
+from rl_research.checkpoints.manifest import Scores
 from rl_research.checkpoints.references import best_of, why_none
 from rl_research.errors import CheckpointError
 from rl_research.storage import Entry, Store
@@ -41,12 +42,16 @@ def _facts(checkpoint: Checkpoint) -> dict[str, Any]:
     return {
         "checkpoint": checkpoint.address,
         "global_step": checkpoint.global_step,
-        "scores": manifest.get("scores"),
-        "final_scores": manifest.get("final_scores"),
+        "scores": _plain(manifest.scores),
+        "final_scores": _plain(manifest.final_scores),
         "bytes": sum(size for size, _ in checkpoint.paths().values()),
-        "created_at": manifest.get("created_at"),
-        "age": _age(manifest.get("created_at")),
+        "created_at": manifest.created_at,
+        "age": _age(manifest.created_at),
     }
+
+
+def _plain(scores: Scores | None) -> dict[str, Any] | None:
+    return None if scores is None else scores.facts()
 
 
 def _none(store: Store, name: str, error: CheckpointError) -> dict[str, Any]:

@@ -1,218 +1,138 @@
-"""What a checkpoint is, and where to find one."""
+"""What a checkpoint's manifest and a run's scores hold, as they are stored."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import math
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
+from typing import Annotated, Any
 
-from rl_research.errors import CheckpointDamaged, CheckpointError, CheckpointMissing
-from rl_research.storage import Store
-
-_log = logging.getLogger(__name__)
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictInt, StrictStr
 
 FORMAT = 1
-MANIFEST = "manifest.json"
-FOLDER = "checkpoints"
-INTENT = "uploading.json"  # what is on its way; a retry that reads its own words skips what is there
-REPLAY = "replay"  # beside the checkpoints, the segments that they share
-STEP = re.compile(r"step-(\d{9,})")
-_FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
-_MAX_MANIFEST = 4 << 20  # bytes; a manifest is a few kilobytes
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 
 
-def folder_name(global_step: int) -> str:
-    """The folder of the checkpoint at *global_step*, which sorts by step."""
-    return f"step-{global_step:09d}"
+def _in_the_folder(name: str) -> str:
+    if not _NAME.fullmatch(name):
+        raise ValueError("it names a file outside its folder")
+    return name
 
 
-@dataclass(frozen=True)
-class Checkpoint:
-    """A committed checkpoint: where its folder is, and what its manifest says."""
-
-    store: Store
-    name: str
-    manifest: Mapping[str, Any]
-
-    @property
-    def address(self) -> str:
-        """Its folder, as a local path or a URL."""
-        return self.store.path(self.name) if self.store.is_local else self.store.address(self.name)
-
-    @property
-    def global_step(self) -> int:
-        """Environment steps trained when it was committed."""
-        return int(self.manifest["global_step"])
-
-    @property
-    def mean(self) -> float:
-        """Its mean return: of the evaluation while training, else of the final one, else NaN."""
-        scores = self.manifest.get("scores") or self.manifest.get("final_scores")
-        return float(scores["mean"]) if scores else math.nan
-
-    @property
-    def files(self) -> dict[str, tuple[int, str]]:
-        """Size in bytes and SHA-256 of each file."""
-        return {name: (f["size"], f["sha256"]) for name, f in self.manifest["files"].items()}
-
-    @property
-    def shared(self) -> dict[str, tuple[int, str]]:
-        """Size in bytes and SHA-256 of each replay segment, which other checkpoints may share."""
-        found = self.manifest.get("shared", {})
-        return {name: (f["size"], f["sha256"]) for name, f in found.items()}
-
-    @property
-    def segments(self) -> list[str]:
-        """The names of the replay segments, oldest rows first."""
-        return sorted(self.shared)
-
-    def paths(self) -> dict[str, tuple[int, str]]:
-        """Size and SHA-256 of everything it needs, by its path in the store."""
-        own = {f"{self.name}/{name}": facts for name, facts in self.files.items()}
-        return own | {f"{REPLAY}/{name}": facts for name, facts in self.shared.items()}
-
-    def still_there(self) -> bool:
-        """Whether its manifest has not been removed meanwhile."""
-        return self.store.size(f"{self.name}/{MANIFEST}") is not None
-
-    def verify(self) -> None:
-        """Hash every file, a piece at a time; `CheckpointDamaged` for the first that is wrong."""
-        self.check_sizes()
-        for path, (size, sha256) in self.paths().items():
-            digest = hashlib.sha256()
-            for piece in self._pieces(path, size):
-                digest.update(piece)
-            self._compare(path, digest.hexdigest(), sha256)
-
-    def check_sizes(self) -> None:
-        """Look whether every file is there in its size; `CheckpointDamaged` for the first that is not."""
-        there = {f"{self.name}/{name}": size for name, size in self.store.sizes(self.name).items()}
-        if self.shared:
-            segments = self.store.sizes(REPLAY)
-            there |= {f"{REPLAY}/{name}": size for name, size in segments.items()}
-        for path, (size, _) in self.paths().items():
-            self._compare_size(path, there.get(path), size)
-
-    def read(self, name: str) -> bytes:
-        """The bytes of one file or segment; `CheckpointDamaged` if they are not the manifest's."""
-        path = f"{REPLAY if name in self.shared else self.name}/{name}"
-        if path not in self.paths():
-            raise CheckpointMissing(f"{self.address}: its manifest names no file '{path}'")
-        size, expected = self.paths()[path]
-        self._compare_size(path, self.store.size(path), size)
-        data = b"".join(self._pieces(path, size))
-        self._compare(path, hashlib.sha256(data).hexdigest(), expected)
-        return data
-
-    def _pieces(self, path: str, size: int) -> Iterator[bytes]:
-        try:
-            yield from self.store.pieces(path, size)
-        except FileNotFoundError:
-            raise CheckpointDamaged(f"{self.store.path(path)}: it has just been removed") from None
-
-    def _compare_size(self, path: str, found: int | None, expected: int) -> None:
-        if found != expected:
-            raise CheckpointDamaged(
-                f"{self.store.path(path)}: {found or 'no'} bytes, where the manifest says {expected}"
-            )
-
-    def _compare(self, path: str, found: str, expected: str) -> None:
-        if found != expected:
-            raise CheckpointDamaged(f"{self.store.path(path)}: its SHA-256 is not the manifest's")
+def _known_format(number: int) -> int:
+    if number > FORMAT:
+        raise ValueError(f"format {number} is newer than this program")
+    return number
 
 
-def add_facts(checkpoint: Checkpoint, facts: Mapping[str, Any]) -> Checkpoint:
-    """*checkpoint* with *facts* in its manifest, such as scores that became known later."""
-    manifest = {**checkpoint.manifest, **facts}
-    checkpoint.store.write(f"{checkpoint.name}/{MANIFEST}", text_of(manifest))
-    return Checkpoint(checkpoint.store, checkpoint.name, manifest)
+_FileName = Annotated[str, AfterValidator(_in_the_folder)]
 
 
-def list_checkpoints(store: Store) -> list[Checkpoint]:
-    """Every checkpoint in *store* that has a readable manifest, oldest first."""
-    return list(newest_first(store))[::-1]
+class _Record(BaseModel):
+    """Frozen; keys that other versions write are kept, and none is added that was not set."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    def facts(self) -> dict[str, Any]:
+        """Return what was set, as plain values."""
+        return self.model_dump(exclude_unset=True)
 
 
-def newest_first(store: Store) -> Iterator[Checkpoint]:
-    """The same, newest first, each looked for when it is asked for."""
-    names = [name for name in store.folders() if STEP.fullmatch(name)]
-    for name in sorted(names, key=lambda name: int(name.removeprefix("step-")), reverse=True):
-        try:
-            yield open_checkpoint(store, name)
-        except CheckpointMissing:
-            continue  # one that is being written, or removed
-        except CheckpointDamaged as error:
-            _log.warning("%s; it is left out", error)
+class Scores(_Record):
+    """A policy's return per episode; a manifest holds the summary, ``scores.json`` all of it.
 
+    Only the mean is always there, for `CheckpointCallback` takes the facts of anybody's script.
+    """
 
-def survey(store: Store) -> tuple[list[Checkpoint], dict[str, CheckpointError]]:
-    """Every checkpoint in *store*, oldest first, and what the other steps' folders lack, by name."""
-    found, others = [], {}
-    for name in store.folders():
-        if STEP.fullmatch(name):
-            try:
-                found.append(open_checkpoint(store, name))
-            except CheckpointError as error:
-                others[name] = error
-    return sorted(found, key=lambda checkpoint: checkpoint.global_step), others
+    format: int = FORMAT
+    mean: float | int = Field(description="mean return over the episodes")
+    std: float | int = Field(
+        math.nan, description="standard deviation of the return, as SB3 reports it (ddof 0)"
+    )
+    episodes: int = 0
+    first_seed: int | None = Field(None, description="episode k was reset with first_seed + k")
+    deterministic: bool | None = None
+    returns: tuple[float | int, ...] = ()
+    lengths: tuple[int, ...] = Field((), description="environment steps per episode")
+    checkpoint: str | None = Field(None, description="address of the checkpoint that was scored")
 
+    @classmethod
+    def of(
+        cls, returns: Sequence[float], lengths: Sequence[int], first_seed: int, deterministic: bool
+    ) -> Scores:
+        """Make the scores of episodes with these *returns* and *lengths*."""
+        import numpy as np
 
-def local_checkpoints(run_dir: Path) -> list[Checkpoint]:
-    """Every checkpoint in the run folder *run_dir*, oldest first."""
-    return list_checkpoints(Store(run_dir / FOLDER))
-
-
-def text_of(manifest: Mapping[str, Any]) -> bytes:
-    """*manifest* as it is stored."""
-    return (json.dumps(manifest, indent=2, sort_keys=True, default=str) + "\n").encode()
-
-
-def open_checkpoint(store: Store, name: str) -> Checkpoint:
-    """The checkpoint in the folder *name* of *store*; `CheckpointMissing` or `CheckpointDamaged`."""
-    where = f"{store.path(name)}/{MANIFEST}"
-    size = store.size(f"{name}/{MANIFEST}")
-    if size is None:
-        raise CheckpointMissing(
-            f"{store.path(name)}: no checkpoint there (it has no {MANIFEST}). "
-            "Give a run folder, or the folder of a checkpoint."
+        return cls(
+            mean=float(np.mean(returns)),
+            std=float(np.std(returns)),
+            episodes=len(returns),
+            first_seed=first_seed,
+            deterministic=deterministic,
+            returns=tuple(map(float, returns)),
+            lengths=tuple(map(int, lengths)),
         )
-    if size > _MAX_MANIFEST:
-        raise CheckpointDamaged(f"{where}: {size} bytes is no manifest")
-    try:
-        manifest = json.loads(store.read(f"{name}/{MANIFEST}"))
-        problem = _problem(manifest, name)
-    except FileNotFoundError:
-        raise CheckpointMissing(f"{where}: it has just been removed") from None
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError, OSError) as error:
-        if isinstance(error, OSError) and not isinstance(error, IsADirectoryError):
-            raise
-        raise CheckpointDamaged(f"{where} is no manifest: {type(error).__name__} {error}") from None
-    if problem:
-        raise CheckpointDamaged(f"{where}: {problem}")
-    return Checkpoint(store, name, manifest)
+
+    def summary(self) -> dict[str, float | int]:
+        """Return ``{mean, std, episodes}``."""
+        return {"mean": self.mean, "std": self.std, "episodes": self.episodes}
+
+    def without_episodes(self) -> Scores:
+        """Return the summary, and what it takes to play the same episodes again."""
+        whole = self.model_dump(exclude_unset=True, exclude={"format", "returns", "lengths", "checkpoint"})
+        return Scores.model_validate(whole)
 
 
-def _problem(manifest: Mapping[str, Any], name: str) -> str | None:
-    """What is wrong with a parsed manifest; whatever shape it has otherwise raises here."""
-    if int(manifest.get("format", 0)) > FORMAT:
-        return f"format {manifest['format']} is newer than this program"
-    files = {**manifest["files"], **manifest.get("shared", {})}
-    if not all(_FILE_NAME.fullmatch(name) for name in files):
-        return "it names files outside its folder"
-    sizes = [facts["size"] for facts in files.values()]
-    hashes = [facts["sha256"] for facts in files.values()]
-    if not (
-        isinstance(manifest["global_step"], int)
-        and all(isinstance(size, int) for size in sizes)
-        and all(isinstance(sha256, str) for sha256 in hashes)
-    ):
-        return "it lacks the step, or the size or hash of a file"
-    if folder_name(manifest["global_step"]) != name:
-        return f"its step {manifest['global_step']} is not its folder's"
-    return None
+class StoredFile(_Record):
+    """Size in bytes and SHA-256 of a file."""
+
+    size: StrictInt
+    sha256: StrictStr
+
+
+class Manifest(_Record):
+    """A checkpoint's files and everything that is known of it; without a manifest it does not exist."""
+
+    format: Annotated[int, AfterValidator(_known_format)] = FORMAT
+    global_step: StrictInt = Field(description="environment steps trained")
+    files: dict[_FileName, StoredFile]
+    shared: dict[_FileName, StoredFile] = Field(
+        default_factory=dict, description="replay segments, which other checkpoints may share"
+    )
+    name: str | None = Field(None, description="name of the experiment")
+    run_id: str | None = None
+    created_at: str | None = Field(None, description="ISO 8601, UTC")
+    config: Any = Field(None, description="the `Config`; a stranger's may be anything")
+    versions: dict[str, Any] | None = None
+    git: dict[str, Any] | None = None
+    wandb_run_id: str | None = None
+    wandb_path: str | None = None
+    flow_run_id: str | None = None
+    parameters_sha256: str | None = None
+    scores: Annotated[Scores, AfterValidator(Scores.without_episodes)] | None = Field(
+        None, description="of the evaluation while training at this very step"
+    )
+    final_scores: Annotated[Scores, AfterValidator(Scores.without_episodes)] | None = None
+    segment: int = Field(0, description="number of the process that committed it, from 0")
+    parent: str | None = Field(None, description="folder of the checkpoint before")
+    resumed_from: str | None = Field(None, description="folder of the one that this segment goes on from")
+    resume_mode: str | None = Field(None, description="exact or boundary")
+    resume_reason: str | None = Field(None, description="why not exact")
+
+    def to_json(self) -> bytes:
+        """Return the manifest as it is stored."""
+        return (json.dumps(self.facts(), indent=2, sort_keys=True, default=str) + "\n").encode()
+
+    def sha256(self) -> str:
+        """Return the hash of everything the manifest says."""
+        return _sha256(self.facts())
+
+    def files_sha256(self) -> str:
+        """Return the hash of what it says of its files, segments aside."""
+        return _sha256({name: file.facts() for name, file in self.files.items()})
+
+
+def _sha256(facts: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()

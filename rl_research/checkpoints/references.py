@@ -19,7 +19,7 @@ from typing import Any
 
 import yaml
 
-from rl_research.checkpoints.manifest import (
+from rl_research.checkpoints.checkpoint import (
     FOLDER,
     MANIFEST,
     Checkpoint,

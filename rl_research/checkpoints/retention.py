@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from rl_research.checkpoints.manifest import (
+from rl_research.checkpoints.checkpoint import (
     FOLDER,
     INTENT,
     MANIFEST,
@@ -77,7 +77,7 @@ def kept(found: Sequence[Checkpoint], keep_last: int, keep_best: int, keep_every
     scored = sorted((c for c in found if c.mean == c.mean), key=lambda c: (c.mean, c.global_step))
     best = scored[len(scored) - keep_best :] if keep_best else []
     names = {c.name for c in [*found[-keep_last:], *best, *_milestones(found, keep_every)]}
-    in_use = {c.manifest.get("resumed_from") for c in found[-1:]}
+    in_use = {c.manifest.resumed_from for c in found[-1:]}
     return names | {c.name for c in found if c.name in in_use}
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from rl_research.checkpoints.manifest import FOLDER, INTENT, MANIFEST, REPLAY, Checkpoint, text_of
+from pydantic import ValidationError
+
+from rl_research.checkpoints.checkpoint import FOLDER, INTENT, MANIFEST, REPLAY, Checkpoint
+from rl_research.checkpoints.manifest import Manifest, StoredFile
 from rl_research.config import Config, StorageSettings, compose, validated
 from rl_research.errors import CheckpointDamaged, ConfigError
 from rl_research.storage import TIMEOUT, Store, below
@@ -24,10 +26,10 @@ def upload(checkpoint: Checkpoint, store: Store, confirm: Callable[[], None] = l
     first, so that no reader ever sees a manifest beside files that are not its own.
     """
     confirm()
-    text = text_of(checkpoint.manifest)
+    text = checkpoint.manifest.to_json()
     manifest, intent = f"{checkpoint.name}/{MANIFEST}", f"{checkpoint.name}/{INTENT}"
     theirs = _files_of(store, manifest)
-    ours = {**checkpoint.manifest["files"]}
+    ours = checkpoint.manifest.files
     continued = theirs == ours or _content(store, intent) == text
     if not continued:
         store.remove(manifest)
@@ -52,7 +54,7 @@ def _sizes(checkpoint: Checkpoint, store: Store, continued: bool) -> dict[str, i
 
 def is_in(checkpoint: Checkpoint, store: Store) -> bool:
     """Whether *store* has this very checkpoint, with every word of its manifest."""
-    return _content(store, f"{checkpoint.name}/{MANIFEST}") == text_of(checkpoint.manifest)
+    return _content(store, f"{checkpoint.name}/{MANIFEST}") == checkpoint.manifest.to_json()
 
 
 def download(
@@ -73,7 +75,7 @@ def download(
             part.replace(target)
             make_durable(target.parent)
         on_bytes(size)
-    store.write(f"{checkpoint.name}/{MANIFEST}", text_of(checkpoint.manifest))
+    store.write(f"{checkpoint.name}/{MANIFEST}", checkpoint.manifest.to_json())
     return Checkpoint(store, checkpoint.name, checkpoint.manifest)
 
 
@@ -120,10 +122,10 @@ def _content(store: Store, name: str) -> bytes | None:
     return None if store.size(name) is None else store.read(name)
 
 
-def _files_of(store: Store, manifest: str) -> Any:
+def _files_of(store: Store, manifest: str) -> dict[str, StoredFile] | None:
     """The files that the manifest in *store* vouches for, None if it has none that can be read."""
     text = _content(store, manifest)
     try:
-        return None if text is None else json.loads(text)["files"]
-    except (ValueError, LookupError, TypeError):
+        return None if text is None else Manifest.model_validate_json(text).files
+    except ValidationError:
         return None

@@ -9,15 +9,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from rl_research.checkpoints.manifest import (
-    FOLDER,
-    FORMAT,
-    MANIFEST,
-    REPLAY,
-    Checkpoint,
-    folder_name,
-    text_of,
-)
+from rl_research.checkpoints.checkpoint import FOLDER, MANIFEST, REPLAY, Checkpoint, folder_name
+from rl_research.checkpoints.manifest import FORMAT, Manifest
 from rl_research.storage import Store
 from rl_research.system import make_durable, raise_if_refused, write_atomically
 
@@ -46,14 +39,16 @@ def commit(
         shared = {name: _entry(size, sha256) for name, (size, sha256) in (reused or {}).items()}
         shared |= dict(_written_segments(parent / REPLAY, segments))
         staging.mkdir(parents=True)
-        manifest = {
-            "format": FORMAT,
-            "global_step": global_step,
-            **facts,
-            "files": {n: _write_file(staging / n, data) for n, data in files.items()},
-            "shared": shared,
-        }
-        write_atomically(staging / MANIFEST, text_of(manifest))
+        manifest = Manifest.model_validate(
+            {
+                "format": FORMAT,
+                "global_step": global_step,
+                **facts,
+                "files": {n: _write_file(staging / n, data) for n, data in files.items()},
+                "shared": shared,
+            }
+        )
+        write_atomically(staging / MANIFEST, manifest.to_json())
         _replace_folder(staging, parent / name)
     except OSError as error:
         raise_if_refused(error, parent / name)

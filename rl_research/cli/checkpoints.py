@@ -113,7 +113,7 @@ def _get(words: Sequence[str], look: dict[str, Any], answer: Answer) -> None:
             checkpoint = download(checkpoint, target, on_bytes)
     found = {
         "checkpoint": checkpoint.address,
-        "run_id": checkpoint.manifest.get("run_id"),
+        "run_id": checkpoint.manifest.run_id,
         "global_step": checkpoint.global_step,
         "bytes": _size(checkpoint),
     }
@@ -123,7 +123,7 @@ def _get(words: Sequence[str], look: dict[str, Any], answer: Answer) -> None:
 def _run_dir(checkpoint: Checkpoint, runs_dir: str) -> Path:
     """Return the folder that the run of *checkpoint* has in *runs_dir*."""
     stored_as = checkpoint.store.root.rstrip("/").split("/")[-2:][0]
-    return Path(runs_dir).expanduser() / str(checkpoint.manifest.get("run_id") or stored_as)
+    return Path(runs_dir).expanduser() / str(checkpoint.manifest.run_id or stored_as)
 
 
 def _size(checkpoint: Checkpoint) -> int:

@@ -105,7 +105,7 @@ def _checkpoints_of(run: Run) -> str:
 def publish_checkpoint(checkpoint: Checkpoint) -> None:
     """Show where *checkpoint* lies, and what W&B is told of it, under a key of its own."""
     facts = {"address": checkpoint.address, **facts_of(checkpoint)}
-    run_id = checkpoint.manifest.get("run_id")
+    run_id = checkpoint.manifest.run_id
     with _guarded("the checkpoint"):
         create_table_artifact(
             table=[{"fact": name, "value": _text(value)} for name, value in facts.items()],

@@ -122,7 +122,7 @@ def _removals(store: Store, entries: Mapping[str, Entry], rules: Rules) -> tuple
 def _not_kept(store: Store, entries: Mapping[str, Entry], rules: Rules) -> Iterator[Checkpoint]:
     """The checkpoints that the run's own retention, as its newest one tells it, does not keep."""
     found = list_checkpoints(store)
-    section: Any = found[-1].manifest.get("config", {}).get("checkpoint", {}) if found else {}
+    section: Any = (found[-1].manifest.config or {}).get("checkpoint", {}) if found else {}
     if "keep_last" not in section:
         return
     names = ("keep_last", "keep_best", "keep_every")

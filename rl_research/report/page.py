@@ -83,14 +83,14 @@ class Run(RunFolder):
     @property
     def meaning(self) -> str:
         """Episodes, seeds and policy over which the mean was taken."""
-        episodes = int(finite(self.scores.get("episodes")) or 0) or len(self.returns)
+        episodes = (self.scores.episodes if self.scores else 0) or len(self.returns)
         text = f"mean ± standard deviation of the return over {episodes} episodes"
         if not self.is_final:
             return f"{text}, evaluated while training at step {self.evaluations[-1].step:,.0f}"
-        first = finite(self.scores.get("first_seed"))
-        seeds = "" if first is None else f" {first:.0f} to {first + episodes - 1:.0f}"
-        kinds = {"True": ", deterministic policy", "False": ", stochastic policy"}
-        kind = kinds.get(str(self.scores.get("deterministic")), "")
+        first = self.scores.first_seed if self.scores else None
+        seeds = "" if first is None else f" {first} to {first + episodes - 1}"
+        kinds = {True: ", deterministic policy", False: ", stochastic policy", None: ""}
+        kind = kinds[self.scores.deterministic if self.scores else None]
         return f"{text} on held-out seeds{seeds}{kind}"
 
     @cached_property
@@ -228,7 +228,8 @@ class Run(RunFolder):
         if (cpu := finite(self.record.get("cpu_seconds"))) is not None:
             known.append(f"{cpu:,.0f} CPU seconds")
         if kept := self.checkpoints:
-            bytes_kept = sum(manifest["bytes"] for manifest in kept)
+            paths = {path: size for one in kept for path, (size, _) in one.paths().items()}
+            bytes_kept = sum(paths.values())
             known.append(f"{bytes_kept / 1e6:,.1f} MB in {len(kept)} checkpoints")
         return f"Cost: {', '.join(known)}." if known else ""
 

@@ -14,10 +14,13 @@ from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
+from pydantic import ValidationError
 
+from rl_research.checkpoints import FOLDER, Checkpoint, Scores, survey
 from rl_research.errors import ConfigError
 from rl_research.report.figures import Evaluation, Series
 from rl_research.statistics import Floats, bootstrap_interval
+from rl_research.storage import Store
 
 _MAX_EVALUATIONS = 200
 
@@ -31,11 +34,11 @@ class RunFolder:
         self.wandb, self.git, self.versions, self.published = (
             _mapping(self.record.get(key)) for key in ("wandb", "git", "versions", "published")
         )
-        self.scores = _mapping(_json(folder / "scores.json")) or _mapping(self.record.get("scores"))
+        self.scores = _scores(_json(folder / "scores.json")) or _scores(self.record.get("scores"))
         self.metrics = _progress(folder / "progress.csv")
         self.evaluations = list(_evaluations(folder / "evaluations.npz"))
-        self.returns = _floats(self.scores.get("returns"))
-        self.is_final = len(self.returns) > 0 or finite(self.scores.get("mean")) is not None
+        self.returns = _floats(list(self.scores.returns) if self.scores else [])
+        self.is_final = self.scores is not None and finite(self.scores.mean) is not None
         if not self.is_final and self.evaluations:
             self.returns = self.evaluations[-1].returns
 
@@ -57,13 +60,13 @@ class RunFolder:
     @property
     def mean(self) -> float | None:
         """Mean return of the final evaluation, else of the last one while training."""
-        stated = finite(self.scores.get("mean")) if self.is_final else None
+        stated = finite(self.scores.mean) if self.scores else None
         return float(self.returns.mean()) if stated is None and len(self.returns) else stated
 
     @property
     def std(self) -> float | None:
         """Standard deviation over the same episodes."""
-        stated = finite(self.scores.get("std")) if self.is_final else None
+        stated = finite(self.scores.std) if self.scores else None
         return float(self.returns.std()) if stated is None and len(self.returns) else stated
 
     @property
@@ -80,14 +83,9 @@ class RunFolder:
         return steps / seconds if steps and seconds else None
 
     @property
-    def checkpoints(self) -> list[dict[str, Any]]:
-        """Manifests of the checkpoints, by step, each with its ``bytes``."""
-        manifests = [_mapping(_json(p)) for p in self.folder.glob("checkpoints/step-*/manifest.json")]
-        for manifest in manifests:
-            files = [_mapping(file) for file in _mapping(manifest.get("files")).values()]
-            manifest["bytes"] = sum(finite(file.get("size")) or 0 for file in files)
-            manifest["step"] = finite(manifest.get("global_step")) or 0
-        return sorted(filter(None, manifests), key=lambda manifest: manifest["step"])
+    def checkpoints(self) -> list[Checkpoint]:
+        """Checkpoints in the folder, oldest first."""
+        return survey(Store(self.folder / FOLDER))[0]
 
     @property
     def configuration(self) -> dict[str, dict[str, str]]:
@@ -159,6 +157,13 @@ def _lines(path: Path) -> list[str]:
 
 def _mapping(value: object) -> dict[str, Any]:
     return {str(key): item for key, item in value.items()} if isinstance(value, dict) else {}
+
+
+def _scores(value: object) -> Scores | None:
+    try:
+        return Scores.model_validate(value)
+    except ValidationError:
+        return None
 
 
 def _floats(values: object) -> Floats:

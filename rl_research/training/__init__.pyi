@@ -4,7 +4,7 @@ from .callbacks import (
     LogRows as LogRows,
     VideoRecorderCallback as VideoRecorderCallback,
 )
-from .evaluation import Scores as Scores, evaluate_checkpoint as evaluate_checkpoint
+from .evaluation import evaluate_checkpoint as evaluate_checkpoint
 from .preparation import Prepared as Prepared, preflight as preflight
 from .resume import finished_result as finished_result, trained_steps as trained_steps
 from .stages import (

@@ -21,11 +21,12 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, sync_envs_norm
 from tqdm import tqdm
 
 from rl_research import checkpoints
+from rl_research.checkpoints import Scores
 from rl_research.errors import CannotRender, Diverged, Interrupted
 from rl_research.system import write_atomically
 from rl_research.tracking import BaseCallback, StepClock, policy_zip, write_row
 from rl_research.training import replay_buffer, snapshot
-from rl_research.training.evaluation import Scores, evaluate, film_episode, frames_per_second
+from rl_research.training.evaluation import evaluate, film_episode, frames_per_second
 
 if TYPE_CHECKING:
     import gymnasium as gym

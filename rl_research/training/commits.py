@@ -6,10 +6,10 @@ from collections.abc import Mapping, Set
 from typing import TYPE_CHECKING, Any
 
 from rl_research import checkpoints
+from rl_research.checkpoints import Scores
 from rl_research.runs import Run, manifest_facts
 from rl_research.training import models
 from rl_research.training.callbacks import raise_if_diverged
-from rl_research.training.evaluation import Scores
 
 if TYPE_CHECKING:
     from stable_baselines3.common.base_class import BaseAlgorithm
@@ -27,21 +27,21 @@ class Commits:
         self.newest: checkpoints.Checkpoint | None = None
         self.segment = 0
         self._resumed_from: str | None = None  # kept as long as this segment is under way
-        self._scores: dict[int, dict[str, Any]] = {}
+        self._scores: dict[int, Scores] = {}
 
     def continue_from(self, checkpoint: checkpoints.Checkpoint) -> None:
         """Begin another segment at *checkpoint*."""
         self.newest = checkpoint
-        self.segment = int(checkpoint.manifest["segment"]) + 1
+        self.segment = checkpoint.manifest.segment + 1
         self._resumed_from = checkpoint.name
 
     def describe_resume(self, step: int) -> None:
         """Say in the W&B run and in the record how this segment continues from *step*."""
         assert self.newest is not None
-        mode = self.newest.manifest["resume_mode"]
+        mode = self.newest.manifest.resume_mode
         how = {
             "resume_mode": mode,
-            "resume_reason": self.newest.manifest.get("resume_reason"),
+            "resume_reason": self.newest.manifest.resume_reason,
             "resumed_at": step,
             "segment": self.segment,
         }
@@ -68,10 +68,10 @@ class Commits:
 
     def add_scores(self, scores: Scores, step: int) -> None:
         """Keep the *scores* of *step* for its manifest, or add them to the one that is there already."""
-        self._scores[step] = described = scores.described()
+        self._scores[step] = scores
         if self.newest is not None and self.newest.global_step == step:
             # Committed because of a stop, before its evaluation could be played.
-            self.newest = checkpoints.add_facts(self.newest, {"scores": described})
+            self.newest = checkpoints.add_facts(self.newest, scores=scores)
             if self.uploads is not None:
                 self.uploads.add(self.newest)
 
@@ -88,5 +88,5 @@ class Commits:
             global_step=checkpoint.global_step,
             checkpoint=checkpoint.address,
             local_checkpoint=checkpoint.address,
-            parameters_sha256=checkpoint.manifest["parameters_sha256"],
+            parameters_sha256=checkpoint.manifest.parameters_sha256,
         )

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from rl_research.checkpoints import Checkpoint, Scores
 from rl_research.config import Config, check
 from rl_research.errors import CannotRender, CheckpointDamaged, ConfigError
 from rl_research.tracking import policy_zip
@@ -20,41 +20,7 @@ if TYPE_CHECKING:
     from stable_baselines3.common.base_class import BaseAlgorithm
     from stable_baselines3.common.vec_env import VecEnv
 
-    from rl_research.checkpoints import Checkpoint
-
 _COPIES = 8  # a constant: the size of a batch can change the last bit of an action
-
-
-@dataclass(frozen=True)
-class Scores:
-    """What a policy achieved: one return and one length per episode."""
-
-    returns: tuple[float, ...]
-    lengths: tuple[int, ...]
-    first_seed: int
-    deterministic: bool
-
-    @property
-    def mean(self) -> float:
-        """Mean return over episodes."""
-        return float(np.mean(self.returns))
-
-    @property
-    def std(self) -> float:
-        """Standard deviation of the return over episodes, as SB3 reports it (ddof 0)."""
-        return float(np.std(self.returns))
-
-    def summary(self) -> dict[str, float | int]:
-        """``{mean, std, episodes}``."""
-        return {"mean": self.mean, "std": self.std, "episodes": len(self.returns)}
-
-    def described(self) -> dict[str, Any]:
-        """The summary, and what it takes to play the same episodes again."""
-        return {**self.summary(), "first_seed": self.first_seed, "deterministic": self.deterministic}
-
-    def record(self) -> dict[str, Any]:
-        """Everything, as JSON holds it."""
-        return {**self.described(), "returns": list(self.returns), "lengths": list(self.lengths)}
 
 
 def evaluate(
@@ -86,7 +52,7 @@ def evaluate(
         )
     assert isinstance(returns, list)
     assert isinstance(lengths, list)
-    return Scores(tuple(float(r) for r in returns), tuple(int(n) for n in lengths), first_seed, deterministic)
+    return Scores.of(returns, lengths, first_seed, deterministic)
 
 
 def evaluate_model(
@@ -200,7 +166,7 @@ def config_of(checkpoint: Checkpoint, *, trust_env: bool = False) -> Config:
     `CheckpointDamaged` if the configuration cannot be read, `ConfigError` if it cannot be used.
     """
     try:
-        config = Config.model_validate(_without_device(checkpoint.manifest["config"]))
+        config = Config.model_validate(_without_device(checkpoint.manifest.config))
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise CheckpointDamaged(f"{checkpoint.address}: its configuration is unreadable: {reason}") from None

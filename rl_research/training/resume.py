@@ -65,7 +65,7 @@ def finished_result(config: Config, flow_run_id: str | None = None) -> dict[str,
         return None
     checkpoint = record.get("local_checkpoint")
     if checkpoint is not None and (Path(checkpoint) / checkpoints.MANIFEST).exists():
-        check_same_experiment(config, checkpoints.find(checkpoint).manifest["config"])
+        check_same_experiment(config, checkpoints.find(checkpoint).manifest.config)
     return record
 
 
@@ -120,7 +120,7 @@ def logged_before(run: Run, newest: Checkpoint | None, progress: ProgressFile) -
         offline = logged(here.parent, logger.run_id, but=here, kinds="offline-run")
         return served | (offline or Logged())
     found = logged(here.parent, logger.run_id, but=here)
-    if found is None and newest is not None and newest.manifest.get("wandb_path"):
+    if found is None and newest is not None and newest.manifest.wandb_path:
         return Logged(steps=frozenset(int(row[STEP]) for row in progress.rows))
     return found or Logged()
 

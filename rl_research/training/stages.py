@@ -12,14 +12,14 @@ from contextlib import closing
 from pathlib import Path
 
 from rl_research import checkpoints
-from rl_research.checkpoints import Checkpoint
+from rl_research.checkpoints import Checkpoint, Scores
 from rl_research.config import Experiment
 from rl_research.errors import CannotRender
 from rl_research.report import write_report
 from rl_research.runs import SCORES, Run, open_run
 from rl_research.system import write_atomically
 from rl_research.training import envs, evaluation
-from rl_research.training.evaluation import Scores, film_episode, frames_per_second
+from rl_research.training.evaluation import film_episode, frames_per_second
 from rl_research.training.preparation import Prepared
 from rl_research.training.trainer import train_run
 from rl_research.uploads import delivery, uploads_of
@@ -47,9 +47,9 @@ def score_checkpoint(run: Run, checkpoint: Checkpoint) -> Scores | None:
     if not (section.enabled and section.final_episodes):
         return None
     scores = evaluation.evaluate_checkpoint(checkpoint, trust_env=True, on_step=run.stop.raise_if_requested)
-    record = {**scores.record(), "checkpoint": checkpoint.address}
+    record = scores.model_copy(update={"checkpoint": checkpoint.address}).model_dump()
     write_atomically(run.dir / SCORES, (json.dumps(record) + "\n").encode())
-    checkpoints.add_facts(checkpoint, {"final_scores": scores.described()})
+    checkpoints.add_facts(checkpoint, final_scores=scores)
     run.save(scores=scores.summary())
     names = {"mean": "final/mean_reward", "std": "final/std_reward", "episodes": "final/episodes"}
     run.logger.log_summary({names[key]: value for key, value in scores.summary().items()})

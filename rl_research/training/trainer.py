@@ -11,6 +11,7 @@ import numpy as np
 from stable_baselines3.common.logger import Logger
 
 from rl_research import checkpoints
+from rl_research.checkpoints import Scores
 from rl_research.errors import Interrupted
 from rl_research.runs import PROGRESS, Run, check_same_experiment
 from rl_research.tracking import ProgressFile, RowWriter, numbers
@@ -25,7 +26,6 @@ from rl_research.training.callbacks import (
     raise_if_diverged,
 )
 from rl_research.training.commits import Commits
-from rl_research.training.evaluation import Scores
 from rl_research.training.preparation import Prepared, build
 from rl_research.training.snapshot import Snapshot
 
@@ -160,7 +160,7 @@ class Segment:
         return {**states, "row": (dict(self.rows.row), self.rows.step), "pending": pending}
 
     def _continue_from(self, newest: checkpoints.Checkpoint, env: VecEnv) -> None:
-        check_same_experiment(self.run.config, newest.manifest["config"])
+        check_same_experiment(self.run.config, newest.manifest.config)
         self.commits.continue_from(newest)
         snapshot = Snapshot(newest.read, newest.segments)
         entropy = [self.run.config.experiment.seed, self.commits.segment]

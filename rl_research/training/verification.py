@@ -19,7 +19,7 @@ def verify(checkpoint: Checkpoint, *, evaluate: bool = False, trust_env: bool = 
     config = evaluation.config_of(checkpoint, trust_env=trust_env)
     with evaluation.loaded_policy(checkpoint, config) as model:
         parameters = models.parameters_sha256(model)
-    if parameters != (expected := checkpoint.manifest.get("parameters_sha256")):
+    if parameters != (expected := checkpoint.manifest.parameters_sha256):
         raise CheckpointDamaged(
             f"{checkpoint.address}: parameters_sha256 is {parameters}, where the manifest says {expected}"
         )
@@ -29,24 +29,24 @@ def verify(checkpoint: Checkpoint, *, evaluate: bool = False, trust_env: bool = 
         "files": len(checkpoint.files),
         "bytes": sum(size for size, _ in checkpoint.files.values()),
         "parameters_sha256": parameters,
-        "resume_mode": checkpoint.manifest.get("resume_mode"),
+        "resume_mode": checkpoint.manifest.resume_mode,
     }
     return {**found, "scores": _played_again(checkpoint, trust_env)} if evaluate else found
 
 
 def _played_again(checkpoint: Checkpoint, trust_env: bool) -> dict[str, Any]:
-    recorded = checkpoint.manifest.get("final_scores") or checkpoint.manifest.get("scores")
-    if not recorded:
+    recorded = checkpoint.manifest.final_scores or checkpoint.manifest.scores
+    if recorded is None or not recorded.episodes:
         raise CheckpointMissing(
             f"{checkpoint.address}: its manifest records no scores that could be played again"
         )
     scores = evaluation.evaluate_checkpoint(
-        checkpoint, episodes=recorded["episodes"], first_seed=recorded["first_seed"], trust_env=trust_env
+        checkpoint, episodes=recorded.episodes, first_seed=recorded.first_seed, trust_env=trust_env
     )
-    if (scores.mean, scores.std) != (recorded["mean"], recorded["std"]):
+    if (scores.mean, scores.std) != (recorded.mean, recorded.std):
         raise CheckpointDamaged(
             f"{checkpoint.address}: its episodes were played again with {scores.mean} ± {scores.std}, "
-            f"where the manifest says {recorded['mean']} ± {recorded['std']}. Other versions of "
+            f"where the manifest says {recorded.mean} ± {recorded.std}. Other versions of "
             "the packages, or another processor, can do that; the manifest names the versions."
         )
-    return scores.described()
+    return scores.without_episodes().facts()

@@ -82,7 +82,7 @@ def tell(
 def facts_of(checkpoint: Checkpoint) -> dict[str, Any]:
     """What is shown of *checkpoint* elsewhere: its manifest's facts, and its files' sizes and hashes."""
     left_out = ("files", "shared", "config")
-    facts = {k: v for k, v in checkpoint.manifest.items() if k not in left_out}
+    facts = {k: v for k, v in checkpoint.manifest.facts().items() if k not in left_out}
     return {
         **facts,
         "bytes": sum(size for size, _ in checkpoint.paths().values()),

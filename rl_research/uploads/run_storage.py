@@ -6,7 +6,6 @@ does it again. It is a note, not the truth: the store's manifests are that.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping
@@ -68,7 +67,7 @@ class Home:
         last = checkpoint.global_step >= self.config.experiment.total_timesteps
         section = self.config.evaluation
         to_score = section.enabled and section.final_episodes > 0
-        return last and to_score and "final_scores" not in checkpoint.manifest
+        return last and to_score and checkpoint.manifest.final_scores is None
 
     def deliveries(self) -> Deliveries:
         """What is noted of the run's checkpoints and of this storage."""
@@ -120,7 +119,7 @@ class Deliveries:
 
     def arrived(self, checkpoint: Checkpoint) -> bool:
         """Whether *checkpoint* has arrived, with every word of its manifest."""
-        return self._noted(checkpoint).get("arrived") == _digest(checkpoint.manifest)
+        return self._noted(checkpoint).get("arrived") == checkpoint.manifest.sha256()
 
     def address(self, checkpoint: Checkpoint) -> str | None:
         """Where *checkpoint* has arrived, None if it has not."""
@@ -129,7 +128,7 @@ class Deliveries:
 
     def told(self, checkpoint: Checkpoint) -> bool:
         """Whether W&B has been told where these files are."""
-        return self._noted(checkpoint).get("told") == _digest(checkpoint.manifest["files"])
+        return self._noted(checkpoint).get("told") == checkpoint.manifest.files_sha256()
 
     def failures(self, checkpoint: Checkpoint) -> int:
         """How often W&B could not be told."""
@@ -150,11 +149,11 @@ class Deliveries:
     ) -> None:
         """Write down how far *checkpoint* is on its way to its address."""
         noted = {**self._noted(checkpoint), "place": self.place, "address": checkpoint.address}
-        noted["arrived"] = _digest(checkpoint.manifest) if arrived else None
+        noted["arrived"] = checkpoint.manifest.sha256() if arrived else None
         if failed:
             noted["failures"] = self.failures(checkpoint) + 1
         if told:
-            noted["told"] = _digest(checkpoint.manifest["files"])
+            noted["told"] = checkpoint.manifest.files_sha256()
             self._best = max(mean_of(checkpoint), self._best)
         here = {c.name for c in checkpoints.local_checkpoints(self._folder)}
         entries = {**self._checkpoints, checkpoint.name: noted}
@@ -175,7 +174,3 @@ def _read(path: Path) -> dict[str, Any]:
         return noted if isinstance(noted.get("checkpoints"), dict) else {}
     except (OSError, ValueError, AttributeError):
         return {}
-
-
-def _digest(facts: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
