@@ -76,6 +76,11 @@ class Checkpoint:
         own = {f"{self.name}/{name}": facts for name, facts in self.files.items()}
         return own | {f"{REPLAY}/{name}": facts for name, facts in self.shared.items()}
 
+    @property
+    def size(self) -> int:
+        """Bytes of everything it needs."""
+        return sum(size for size, _ in self.paths().values())
+
     def still_there(self) -> bool:
         """Whether its manifest has not been removed meanwhile."""
         return self.store.size(f"{self.name}/{MANIFEST}") is not None

@@ -44,7 +44,7 @@ def _facts(checkpoint: Checkpoint) -> dict[str, Any]:
         "global_step": checkpoint.global_step,
         "scores": _plain(manifest.scores),
         "final_scores": _plain(manifest.final_scores),
-        "bytes": sum(size for size, _ in checkpoint.paths().values()),
+        "bytes": checkpoint.size,
         "created_at": manifest.created_at,
         "age": _age(manifest.created_at),
     }

@@ -115,7 +115,7 @@ def _get(words: Sequence[str], look: dict[str, Any], answer: Answer) -> None:
         "checkpoint": checkpoint.address,
         "run_id": checkpoint.manifest.run_id,
         "global_step": checkpoint.global_step,
-        "bytes": _size(checkpoint),
+        "bytes": checkpoint.size,
     }
     answer.result(found, lambda found: f"{found['checkpoint']}\n")
 
@@ -126,17 +126,13 @@ def _run_dir(checkpoint: Checkpoint, runs_dir: str) -> Path:
     return Path(runs_dir).expanduser() / str(checkpoint.manifest.run_id or stored_as)
 
 
-def _size(checkpoint: Checkpoint) -> int:
-    return sum(size for size, _ in checkpoint.paths().values())
-
-
 @contextmanager
 def _progress(checkpoint: Checkpoint) -> Iterator[Callable[[int], None]]:
     """Show a bar in a terminal for what takes a while; the block calls what is yielded with bytes."""
-    if _size(checkpoint) < _LARGE or not sys.__stderr__ or not sys.__stderr__.isatty():
+    if checkpoint.size < _LARGE or not sys.__stderr__ or not sys.__stderr__.isatty():
         yield lambda count: None
         return
     from tqdm import tqdm
 
-    with tqdm(total=_size(checkpoint), unit="B", unit_scale=True, desc=checkpoint.name) as bar:
+    with tqdm(total=checkpoint.size, unit="B", unit_scale=True, desc=checkpoint.name) as bar:
         yield bar.update

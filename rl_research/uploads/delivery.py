@@ -85,7 +85,7 @@ def facts_of(checkpoint: Checkpoint) -> dict[str, Any]:
     facts = {k: v for k, v in checkpoint.manifest.facts().items() if k not in left_out}
     return {
         **facts,
-        "bytes": sum(size for size, _ in checkpoint.paths().values()),
+        "bytes": checkpoint.size,
         "sizes": {name: size for name, (size, _) in checkpoint.files.items()},
         "sha256": {name: sha256 for name, (_, sha256) in checkpoint.files.items()},
     }
