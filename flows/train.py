@@ -7,7 +7,7 @@ prefect deployment run train/nightly -p 'overrides=["experiment=cartpole_ppo"]'
 # No `from __future__ import annotations`: `serve` sends the flow to its process by value, without
 # the names that annotations in quotes would need there.
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from rl_research.orchestration import (
     publish_summary,
     recovery,
 )
-from rl_research.runs import Run, left_of, open_run, read_record, result_of
+from rl_research.runs import Run, RunRecord, open_run, read_record
 from rl_research.training import finished_result
 from rl_research.uploads import Home, Uploads, uploads_of
 
@@ -52,23 +52,23 @@ def _outcome(overrides: Sequence[str]) -> dict[str, Any] | State[Any]:
         experiment = pipeline.experiment_of_this_run(overrides)
         config = experiment.config
         if (done := finished_result(config, runtime.flow_run.id)) is not None:
-            return result_of(_with_its_leftovers(config, done))
+            return _with_its_leftovers(config, done).result
         try:
             run = _take_through_the_stages(experiment)
         except Interrupted as interruption:
-            record = read_record(config.run_dir) or {}
-            return recovery.stopped(interruption, record.get("global_step") or 0)
+            record = read_record(config.run_dir) or RunRecord()
+            return recovery.stopped(interruption, record.global_step or 0)
     except RunTakenOver as error:
         return pipeline.left_to_another(error)
     except RLResearchError as error:
         return pipeline.refused(error)
     publish_summary(run)
-    return result_of(run.record)
+    return run.record.result
 
 
-def _with_its_leftovers(config: Config, record: Mapping[str, Any]) -> Mapping[str, Any]:
+def _with_its_leftovers(config: Config, record: RunRecord) -> RunRecord:
     """The finished run's record, after another try to deliver what it says has not arrived."""
-    if left_of(record) and config.storage.url is not None:
+    if record.not_uploaded and config.storage.url is not None:
         deliver_leftovers(Home(config.run_dir, config))
     return read_record(config.run_dir) or record
 

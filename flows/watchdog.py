@@ -219,7 +219,7 @@ def _is_open(run: FlowRun) -> bool:
 def _is_finished(run: FlowRun) -> bool:
     config = _config(run)
     record = None if config is None else read_record(config.run_dir)
-    return record is not None and record.get("status") == "finished"
+    return record is not None and record.is_finished
 
 
 def _step(run: FlowRun) -> int:

@@ -346,7 +346,7 @@ def test_publishing_fails_softly(
     in_run: Any, publish: Callable[[Any], None], caplog: pytest.LogCaptureFixture
 ) -> None:
     """Links and summaries that the API does not take cost a line in the log."""
-    in_run.record["wandb"] |= {"dir": "somewhere", "path": "p/r", "mode": "offline"}
+    in_run.save(wandb={"dir": "somewhere", "path": "p/r", "mode": "offline"})
     in_run.save(status="finished")
     publish(in_run)
     told = [line for line in caplog.messages if line.startswith("Prefect did not take")]

@@ -100,7 +100,7 @@ def _run(overrides: Sequence[str], stop_at: int | None = None) -> Path:
 
     with open_run(Experiment(config, tuple(overrides))) as run:
         checkpoint = stages.train_run(run, ask)
-        assert stop_at is None or config.experiment.total_timesteps <= run.record["global_step"]
+        assert stop_at is None or config.experiment.total_timesteps <= (run.record.global_step or 0)
         stages.score_checkpoint(run, checkpoint)
     return config.run_dir
 

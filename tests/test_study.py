@@ -109,7 +109,7 @@ def test_a_study_runs_each_member_once(tmp_path: Path, monkeypatch: pytest.Monke
 
     assert result["failed"] == [study.members[0].run_id]
     (setting,) = result["settings"]
-    scores = {str(m.seed): m.record["scores"]["mean"] for m in study.members[1:]}
+    scores = {str(m.seed): m.record.scores.mean for m in study.members[1:]}
     assert setting["scores"] == scores
     assert setting["iqm"] == iqm(list(scores.values()))
     assert setting["interval"] is None

@@ -40,13 +40,12 @@ def train(overrides: tuple[str, ...], as_json: bool, cfg: bool) -> None:
         sys.stdout.write(_composed(words))
         return
     with own_stdout(as_json) as answer:
-        from rl_research.runs import left_of, result_of
         from rl_research.training import finished_result, preflight
 
         record = finished_result(config)
-        if record is not None and not left_of(record):
+        if record is not None and not record.not_uploaded:
             _log.info("run %s is finished: its result is returned", config.run_id)
-            result = result_of(record)
+            result = record.result
         else:
             with prefect_api() as api:  # its embedded server starts meanwhile
                 if record is None:
@@ -68,14 +67,13 @@ def _announced(config: Config) -> str:
 def _trained_without_prefect(overrides: Sequence[str], flow_run_id: str) -> dict[str, Any]:
     """Return what the flow returns; *flow_run_id* is the flow run that began, or a new id."""
     from rl_research.orchestration import pipeline
-    from rl_research.runs import left_of, result_of
     from rl_research.training import finished_result, run_all_stages
 
     experiment = pipeline.experiment_of(overrides, flow_run_id)
     record = finished_result(experiment.config, flow_run_id)
-    if record is not None and (left := left_of(record)):
+    if record is not None and (left := record.not_uploaded):
         _log.warning("step %s is not uploaded; the next start tries", ", ".join(map(str, left)))
-    return result_of(record or run_all_stages(experiment).record)
+    return (record or run_all_stages(experiment).record).result
 
 
 def _composed(words: Sequence[str]) -> str:

@@ -62,31 +62,31 @@ def introduce(run: Run) -> None:
 
 def publish_links(run: Run) -> None:
     """Link the flow run to its W&B run; offline, say where it lies, for no page may link to a folder."""
-    wandb = run.record["wandb"]
-    if wandb["url"] is None and wandb["dir"] is None:
+    wandb = run.record.wandb
+    if wandb.url is None and wandb.dir is None:
         return
-    named = f"W&B run {wandb['path']} ({wandb['mode']})"
-    lies = f"{named} lies in `{wandb['dir']}`; it gets its page by `rl-research sync {run.dir}`."
+    named = f"W&B run {wandb.path} ({wandb.mode})"
+    lies = f"{named} lies in `{wandb.dir}`; it gets its page by `rl-research sync {run.dir}`."
     with _guarded("the W&B link", _BESIDE):
         create_markdown_artifact(
-            markdown=f"[{named}]({wandb['url']})" if wandb["url"] else lies,
+            markdown=f"[{named}]({wandb.url})" if wandb.url else lies,
             key=_key(f"wandb-{run.config.run_id}"),
-            description=f"`{run.config.run_id}`, {wandb['mode']}",
+            description=f"`{run.config.run_id}`, {wandb.mode}",
         )
 
 
 def label(run: Run) -> None:
     """Give the flow run tags to filter by, and labels that lead to the run, its W&B run and its page."""
-    flow_run_id = run.record["flow_run_id"]
+    flow_run_id, wandb = run.record.flow_run_id, run.record.wandb
     if flow_run_id is None:
         return
-    config, wandb = run.config, run.record["wandb"]
+    config = run.config
     labels: dict[str, bool | int | float | str] = {
         "run_id": str(config.run_id),
         "run_dir": str(run.dir.absolute()),
         "report": str(run.dir.absolute() / "report.html"),
         "checkpoints": _checkpoints_of(run),
-        "wandb": str(wandb["url"] or wandb["dir"] or wandb["mode"]),
+        "wandb": str(wandb.url or wandb.dir or wandb.mode),
     }
     with _guarded("tags and labels", _BESIDE), get_client(sync_client=True) as client:
         before = client.read_flow_run(UUID(flow_run_id)).tags

@@ -8,13 +8,11 @@ recognised as finished. Nothing goes that W&B or ``storage.url`` has not got.
 from __future__ import annotations
 
 import datetime
-import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from rl_research.checkpoints import (
     FOLDER,
@@ -28,10 +26,10 @@ from rl_research.checkpoints import (
 )
 from rl_research.errors import CheckpointError, ConfigError, RLResearchError
 from rl_research.pruning.plan import Pruned, Removal, Rules
-from rl_research.runs import RECORD, leased_folder, read_record
+from rl_research.runs import RECORD, PruneRecord, RunRecord, leased_folder, read_record
 from rl_research.storage import Store, is_transient
 from rl_research.sync import is_verified
-from rl_research.system import shown_size, shown_time, write_atomically
+from rl_research.system import shown_size, shown_time
 
 _CHECKPOINTS = (FOLDER,)
 _MEDIA = ("videos", "best_model", "wandb")
@@ -41,7 +39,7 @@ _REASON = "the budget: the run is finished, and this lies elsewhere, too"
 @dataclass(frozen=True)
 class _Run:
     folder: Path
-    record: dict[str, Any]
+    record: RunRecord
     finished: float  # seconds since 1970
 
 
@@ -68,10 +66,10 @@ def enforce_budget(folders: Sequence[Path], rules: Rules, result: Pruned) -> Non
 
 def _finished(folder: Path) -> _Run | None:
     record = read_record(folder)
-    if record is None or record.get("status") != "finished":
+    if record is None or not record.is_finished:
         return None
     try:
-        finished = datetime.datetime.fromisoformat(str(record.get("finished_at"))).timestamp()
+        finished = datetime.datetime.fromisoformat(str(record.finished_at)).timestamp()
     except ValueError:
         finished = (folder / RECORD).stat().st_mtime
     return _Run(folder, record, finished)
@@ -134,9 +132,9 @@ def _give_up(run: _Run, part: Sequence[str], rules: Rules, result: Pruned) -> st
 def _note(run: _Run, size: int, rules: Rules) -> None:
     """Let the run's record say that something is missing because it was pruned."""
     now = datetime.datetime.fromtimestamp(rules.now, datetime.timezone.utc)
-    before = (run.record.get("pruned") or {}).get("bytes", 0)
-    run.record["pruned"] = {"at": now.isoformat(timespec="seconds"), "bytes": before + size}
-    write_atomically(run.folder / RECORD, (json.dumps(run.record, indent=2) + "\n").encode())
+    before = 0 if run.record.pruned is None else run.record.pruned.bytes
+    run.record.pruned = PruneRecord(at=now.isoformat(timespec="seconds"), bytes=before + size)
+    run.record.write(run.folder)
 
 
 def _removals(run: _Run, part: Sequence[str], counted: Sequence[Removal] = ()) -> list[Removal]:

@@ -11,15 +11,16 @@ from .record import (
     PROGRESS as PROGRESS,
     RECORD as RECORD,
     SCORES as SCORES,
-    is_of_flow_run as is_of_flow_run,
-    left_of as left_of,
+    PruneRecord as PruneRecord,
+    RunRecord as RunRecord,
+    ScoreRecord as ScoreRecord,
+    WandbRecord as WandbRecord,
     read_record as read_record,
-    result_of as result_of,
+    utc_now as utc_now,
 )
 from .run import (
     Run as Run,
     make_folder as make_folder,
-    manifest_facts as manifest_facts,
     open_run as open_run,
     unfinished_files as unfinished_files,
 )

@@ -1,13 +1,17 @@
-"""The files of a run's folder by name, and ``run.json``, the record of what the run has come to."""
+"""``run.json``, the record of what a run has come to, and the other files of a run's folder by name."""
 
 from __future__ import annotations
 
 import json
 import logging
 from collections.abc import Mapping
-from datetime import datetime
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from rl_research.system import write_atomically
 
 _log = logging.getLogger(__name__)
 
@@ -15,60 +19,151 @@ RECORD = "run.json"
 SCORES = "scores.json"
 PROGRESS = "progress.csv"
 DESCRIPTION = "config.yaml"
+_RESULT = {
+    "run_id", "run_dir", "status", "global_step", "parameters_sha256", "checkpoint",
+    "scores", "published", "wandb", "flow_run_id", "seconds", "not_uploaded",
+}  # fmt: skip
 
 
-def read_record(folder: Path) -> dict[str, Any] | None:
-    """The record of the run in *folder*, None if there is none."""
+class _Stored(BaseModel):
+    """Part of ``run.json``; keys of other versions are kept."""
+
+    model_config = ConfigDict(extra="allow", validate_assignment=True)
+
+
+class WandbRecord(_Stored):
+    """The W&B run: `finished` says whether all rows have arrived (online) or are on disk (offline)."""
+
+    id: str | None = None
+    mode: str | None = None
+    wanted: str | None = None  # mode that was asked for
+    reason: str | None = None  # why the mode is another one
+    path: str | None = None  # ``[entity/]project/run_id``
+    dir: str | None = None
+    url: str | None = None
+    finished: bool | None = None  # None while the run is open
+    synced_at: float | None = None  # seconds since 1970
+
+
+class SegmentRecord(_Stored):
+    """One process's part of the run, and how the one before ended."""
+
+    started_at: str
+    after: str | None = None  # status of the one before; ``killed`` where it could not say so itself
+    away_seconds: float | None = None
+    from_step: int | None = None
+
+
+class ScoreRecord(_Stored):
+    """Final score over held-out episodes."""
+
+    mean: float
+    std: float = 0.0
+    episodes: int = 0
+
+
+class PruneRecord(_Stored):
+    """What `pruning` has removed from the folder, in all."""
+
+    at: str
+    bytes: int = 0
+
+
+class RunRecord(_Stored):
+    """What a run has come to; times are ISO 8601 in UTC, durations seconds."""
+
+    format: int = 1
+    run_id: str | None = None
+    run_dir: str | None = None
+    status: str = "unknown"  # running, finished, interrupted or failed
+    name: str | None = None
+    algorithm: str | None = None
+    env: str | None = None
+    seed: int | None = None
+    total_timesteps: int | None = None
+    global_step: int | None = None
+    parameters_sha256: str | None = None
+    checkpoint: str | None = None  # newest one, in storage if it is there
+    local_checkpoint: str | None = None
+    not_uploaded: list[int] = Field(default_factory=list)  # steps that storage lacks
+    scores: ScoreRecord | None = None
+    published: dict[str, Any] | None = None
+    reward_threshold: float | None = None
+    wandb: WandbRecord = Field(default_factory=WandbRecord)
+    flow_run_id: str | None = None
+    flow_run_url: str | None = None
+    flow_run_ids: list[str] = Field(default_factory=list)
+    segments: list[SegmentRecord] = Field(default_factory=list)
+    resume: list[dict[str, Any]] = Field(default_factory=list)
+    versions: dict[str, Any] = Field(default_factory=dict)
+    git: dict[str, Any] = Field(default_factory=dict)
+    started_at: str | None = None
+    finished_at: str | None = None
+    saved_at: str | None = None
+    seconds: float = 0.0
+    cpu_seconds: float = 0.0
+    pruned: PruneRecord | None = None
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether everything was done, the score and the page included."""
+        return self.status == "finished"
+
+    @property
+    def result(self) -> dict[str, Any]:
+        """What the command prints and the flow returns."""
+        return self.model_dump(mode="json", include=_RESULT)
+
+    def is_of_flow_run(self, flow_run_id: str | None) -> bool:
+        """Return whether the flow run *flow_run_id* has begun this run."""
+        return flow_run_id is not None and self.flow_run_id == flow_run_id
+
+    def begin_segment(self, flow_run_id: str | None) -> None:
+        """Note that this process takes the run up, for the flow run *flow_run_id*."""
+        now = utc_now()
+        segment = SegmentRecord(started_at=now)
+        if self.saved_at is not None:
+            away = datetime.fromisoformat(now) - datetime.fromisoformat(self.saved_at)
+            segment.away_seconds = away.total_seconds()
+            segment.after = "killed" if self.status == "running" else self.status
+            segment.from_step = self.global_step or 0
+        self.segments = [*self.segments, segment]
+        known = [*self.flow_run_ids, *([] if flow_run_id is None else [flow_run_id])]
+        self.flow_run_ids = list(dict.fromkeys(known))
+
+    def write(self, folder: Path) -> None:
+        """Write ``run.json`` in *folder*, whole or not at all."""
+        text = json.dumps(self.model_dump(mode="json"), indent=2, default=str) + "\n"
+        write_atomically(folder / RECORD, text.encode())
+
+
+def read_record(folder: Path) -> RunRecord | None:
+    """Return the record of the run in *folder*, None if there is none that can be read.
+
+    A damaged value counts as missing, with a warning: the checkpoints say what was trained.
+    """
+    path = folder / RECORD
     try:
-        record = json.loads((folder / RECORD).read_text())
+        values = json.loads(path.read_text())
+        if not isinstance(values, dict):
+            raise ValueError("it should be an object")
     except FileNotFoundError:
         return None
-    except (ValueError, OSError) as error:
-        _log.warning("%s cannot be read (%s); the checkpoints tell", folder / RECORD, error)
+    except (ValueError, OSError, RecursionError) as error:
+        _log.warning("%s cannot be read (%s); the checkpoints tell", path, error)
         return None
-    return record if isinstance(record, dict) and _is_sound(record) else None
+    return _validated(values, path)
 
 
-def _is_sound(record: Mapping[str, Any]) -> bool:
-    numbers = (record.get("global_step") or 0, record.get("seconds") or 0)
-    return all(isinstance(number, int | float) for number in numbers)
+def _validated(values: Mapping[str, Any], path: Path) -> RunRecord:
+    try:
+        return RunRecord.model_validate(values)
+    except ValidationError as error:
+        damaged = {str(mistake["loc"][0]) for mistake in error.errors()}
+        _log.warning("%s: %s cannot be read; the checkpoints tell", path, ", ".join(sorted(damaged)))
+        return RunRecord.model_validate({k: v for k, v in values.items() if k not in damaged})
 
 
-def result_of(record: Mapping[str, Any]) -> dict[str, Any]:
-    """What the command prints and the flow returns of a run's record."""
-    names = (
-        "run_id", "run_dir", "status", "global_step", "parameters_sha256", "checkpoint",
-        "scores", "published", "wandb", "flow_run_id", "seconds",
-    )  # fmt: skip
-    return {**{name: record.get(name) for name in names}, "not_uploaded": left_of(record)}
-
-
-def left_of(record: Mapping[str, Any]) -> list[int]:
-    """The steps whose checkpoints *record* says have not reached ``storage.url``."""
-    return list(record.get("not_uploaded") or [])
-
-
-def is_of_flow_run(record: Mapping[str, Any], flow_run_id: str | None) -> bool:
-    """Whether *record* is of a run that this very flow run has begun."""
-    return flow_run_id is not None and record.get("flow_run_id") == flow_run_id
-
-
-def flow_runs(record: Mapping[str, Any], now: str | None) -> list[str]:
-    """The flow runs that have worked on the run of *record*, oldest first, with the one of *now*."""
-    known = [*(record.get("flow_run_ids") or []), *([] if now is None else [now])]
-    return list(dict.fromkeys(known))
-
-
-def segments(record: Mapping[str, Any], now: str) -> list[dict[str, Any]]:
-    """The processes that have had the run of *record*, and the one that takes it up *now*.
-
-    Each but the first says how the one before left it (``killed``, where it could not say so itself), at
-    which step, and how many seconds before.
-    """
-    segment: dict[str, Any] = {"started_at": now}
-    if saved := record.get("saved_at"):
-        away = datetime.fromisoformat(now) - datetime.fromisoformat(saved)
-        left = "killed" if record.get("status") == "running" else record.get("status")
-        segment |= {"after": left, "away_seconds": away.total_seconds()}
-        segment["from_step"] = record.get("global_step") or 0
-    return [*(record.get("segments") or []), segment]
+def utc_now() -> str:
+    """Return the time as records and manifests hold it."""
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")

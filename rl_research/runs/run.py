@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
-import json
 import logging
 import math
 import os
@@ -20,15 +18,7 @@ from rl_research.config import Config, Experiment
 from rl_research.errors import ConfigError, Interrupted, StorageError
 from rl_research.runs.identity import check_same_experiment, described
 from rl_research.runs.lease import LEASE, leased_folder, leased_store
-from rl_research.runs.record import (
-    DESCRIPTION,
-    RECORD,
-    flow_runs,
-    is_of_flow_run,
-    left_of,
-    read_record,
-    segments,
-)
+from rl_research.runs.record import DESCRIPTION, RECORD, RunRecord, read_record, utc_now
 from rl_research.storage import StoreLease
 from rl_research.system import (
     Overdue,
@@ -42,7 +32,7 @@ from rl_research.tracking import ExperimentLogger, provenance
 
 _log = logging.getLogger(__name__)
 
-_TO_LEAVE = 5.0  # seconds of the deadline for what comes after the W&B run
+_RESERVE = 5.0  # seconds of the deadline for what comes after the W&B run
 _UNFINISHED = (".writing-", ".report-", ".probe-")
 
 
@@ -64,11 +54,11 @@ class Run:
         self.dir = experiment.run_dir
         self.logger = logger
         self.stop = stop
-        self.record: dict[str, Any] = read_record(self.dir) or {}
+        self.record = read_record(self.dir) or RunRecord()
         self._since = time.monotonic()
         self._cpu_since = time.process_time()
-        self._seconds_before = float(self.record.get("seconds") or 0.0)
-        self._cpu_before = float(self.record.get("cpu_seconds") or 0.0)
+        self._seconds_before = self.record.seconds
+        self._cpu_before = self.record.cpu_seconds
 
     def check_lease(self) -> None:
         """Raise `StorageError` if the run is no longer this process's, in its folder or in its store."""
@@ -85,33 +75,73 @@ class Run:
             )
 
     def confirm_lease(self) -> None:
-        """`StoreLease.confirm`, where the run has a store."""
+        """Ask the run's store, if there is one, whether the lease is still ours; see `StoreLease.confirm`."""
         if self.store_lease is not None:
             self.store_lease.confirm()
 
     def finish(self) -> None:
-        """Note that everything has been done."""
-        self.save(status="finished", finished_at=_now())
+        """Record that everything has been done."""
+        self.save(status="finished", finished_at=utc_now())
 
     def close(self, exit_code: int = 0) -> None:
         """Finish the W&B run, within what is left of ``checkpoint.deadline`` if a stop is asked for."""
         try:
-            self.logger.finish(exit_code, patience=self._patience)
+            self.logger.finish(exit_code, patience=self._seconds_to_close)
         finally:
             self.save(wandb=self.logger.record)
 
-    def _patience(self) -> float:
-        return self.stop.seconds_left() - _TO_LEAVE if self.stop else math.inf
+    def _seconds_to_close(self) -> float:
+        return self.stop.seconds_left() - _RESERVE if self.stop else math.inf
 
     def save(self, **facts: Any) -> None:
-        """Add *facts* to the run's record on disk."""
-        self.record |= facts
+        """Set *facts*, fields of `RunRecord`, and write the run's record to disk."""
+        for name, value in facts.items():
+            setattr(self.record, name, value)
         seconds, cpu = time.monotonic() - self._since, time.process_time() - self._cpu_since
-        self.record["seconds"] = round(self._seconds_before + seconds, 3)
-        self.record["cpu_seconds"] = round(self._cpu_before + cpu, 3)
-        self.record["saved_at"] = _now()
-        text = json.dumps(self.record, indent=2, default=str) + "\n"
-        write_atomically(self.dir / RECORD, text.encode())
+        self.record.seconds = round(self._seconds_before + seconds, 3)
+        self.record.cpu_seconds = round(self._cpu_before + cpu, 3)
+        self.record.saved_at = utc_now()
+        self.record.write(self.dir)
+
+    def begin(self) -> None:
+        """Record what this process is about to do, and that it has taken the run up."""
+        config, record, flow = self.config, self.record, provenance.flow_run()
+        trained = (record.global_step or 0) >= config.experiment.total_timesteps
+        published = config.experiment.published
+        record.begin_segment(flow.get("flow_run_id"))
+        self.save(
+            run_id=config.run_id,
+            run_dir=str(self.dir),
+            status="running",
+            name=config.name,
+            algorithm=config.algorithm.name,
+            env=config.env.id,
+            seed=config.experiment.seed,
+            total_timesteps=config.experiment.total_timesteps,
+            published=None if published is None else published.model_dump(),
+            wandb=self.logger.record,
+            flow_run_id=flow.get("flow_run_id"),
+            flow_run_url=flow.get("ui_url"),
+            versions=provenance.versions(),
+            git=provenance.git(),
+            started_at=record.started_at or utc_now(),
+            finished_at=None,
+            scores=record.scores if trained else None,
+        )
+        self.logger.log_config({"flow_run_ids": record.flow_run_ids})
+
+    def manifest_facts(self) -> Mapping[str, Any]:
+        """Return what every manifest of the run says besides its files."""
+        return {
+            "run_id": self.config.run_id,
+            "created_at": utc_now(),
+            "config": described(self.config),
+            "versions": provenance.versions(),
+            "git": provenance.git(),
+            "wandb_run_id": self.logger.run_id,
+            "wandb_path": self.logger.path,
+            "flow_run_id": self.record.flow_run_id,
+        }
 
 
 @contextmanager
@@ -144,57 +174,19 @@ def open_run(experiment: Experiment) -> Iterator[Run]:
 
 
 def _opened(run: Run) -> Iterator[Run]:
-    """Hand out *run*, and note how that ended if not well."""
-    run.save(**_identity(run))
-    run.logger.log_config({"flow_run_ids": run.record["flow_run_ids"]})
+    """Yield *run*, and record how the block ended if not well."""
+    run.begin()
     _log.info("%s: run %s in %s", run.config.name, run.config.run_id, run.dir)
     try:
         yield run
     except Overdue as late:
-        run.save(status="interrupted", finished_at=_now())
+        run.save(status="interrupted", finished_at=utc_now())
         raise Interrupted(str(late)) from None
     except BaseException as error:
         run.stop.disarm()
-        run.save(status=_status_after(error), finished_at=_now())
+        stopped = isinstance(error, Interrupted | KeyboardInterrupt)
+        run.save(status="interrupted" if stopped else "failed", finished_at=utc_now())
         raise
-
-
-def _identity(run: Run) -> dict[str, Any]:
-    config = run.config
-    flow = provenance.flow_run()
-    return {
-        "run_id": config.run_id,
-        "run_dir": str(run.dir),
-        "status": "running",
-        "name": config.name,
-        "algorithm": config.algorithm.name,
-        "env": config.env.id,
-        "seed": config.experiment.seed,
-        "total_timesteps": config.experiment.total_timesteps,
-        "published": published(config),
-        "reward_threshold": run.record.get("reward_threshold"),
-        "wandb": run.logger.record,
-        "flow_run_id": flow.get("flow_run_id"),
-        "flow_run_url": flow.get("ui_url"),
-        "flow_run_ids": flow_runs(run.record, flow.get("flow_run_id")),
-        "segments": segments(run.record, _now()),
-        "versions": provenance.versions(),
-        "git": provenance.git(),
-        "started_at": run.record.get("started_at") or _now(),
-        "finished_at": None,
-        "not_uploaded": left_of(run.record),
-        "scores": run.record.get("scores") if _is_trained(run) else None,
-    }
-
-
-def _is_trained(run: Run) -> bool:
-    return (run.record.get("global_step") or 0) >= run.config.experiment.total_timesteps
-
-
-def published(config: Config) -> dict[str, Any] | None:
-    """The score that others reached with these settings, as the record holds it."""
-    score = config.experiment.published
-    return None if score is None else score.model_dump()
 
 
 def _write_description(experiment: Experiment) -> None:
@@ -212,7 +204,7 @@ def _sweep(folder: Path) -> None:
 
 
 def unfinished_files(folder: Path) -> list[Path]:
-    """What a killed process was about to rename in *folder*."""
+    """Return the temporary files that a killed process has left in *folder*."""
     return [
         left
         for left in folder.rglob(".*")
@@ -221,7 +213,7 @@ def unfinished_files(folder: Path) -> list[Path]:
 
 
 def make_folder(folder: Path) -> None:
-    """Make *folder* and be sure that files can be made in it; `ConfigError`."""
+    """Make *folder* and check that files can be written there; raise `ConfigError` if not."""
     probe = folder / f".probe-{os.getpid()}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -236,17 +228,17 @@ def make_folder(folder: Path) -> None:
 
 
 def _check_same_experiment(config: Config) -> None:
-    """Refuse another experiment under a run's id before a word of its description is changed."""
+    """Raise `ConfigError` if the run's folder holds another experiment; nothing has been written yet."""
     before = config.run_dir / DESCRIPTION
     if before.exists() and checkpoints.local_checkpoints(config.run_dir):
         check_same_experiment(config, yaml.safe_load(before.read_text()))
 
 
 def _start_afresh(config: Config) -> None:
-    """Keep a former run of the same id aside, unless this flow run has begun it."""
+    """Rename the folder of a former run of the same id, unless this flow run has begun that run."""
     folder = config.run_dir
     record = read_record(folder)
-    if record is not None and is_of_flow_run(record, provenance.flow_run().get("flow_run_id")):
+    if record is not None and record.is_of_flow_run(provenance.flow_run().get("flow_run_id")):
         return
     store = checkpoints.store_of(config)
     if store is not None and checkpoints.list_checkpoints(store):
@@ -265,25 +257,3 @@ def _set_aside(folder: Path) -> None:
                 number += 1
             folder.rename(former)
         _log.info("the former run is kept as %s", former)
-
-
-def _status_after(error: BaseException) -> str:
-    return "interrupted" if isinstance(error, Interrupted | KeyboardInterrupt) else "failed"
-
-
-def _now() -> str:
-    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
-
-
-def manifest_facts(run: Run) -> Mapping[str, Any]:
-    """What every manifest of *run* says besides its files."""
-    return {
-        "run_id": run.config.run_id,
-        "created_at": _now(),
-        "config": described(run.config),
-        "versions": provenance.versions(),
-        "git": provenance.git(),
-        "wandb_run_id": run.logger.run_id,
-        "wandb_path": run.logger.path,
-        "flow_run_id": run.record.get("flow_run_id"),
-    }

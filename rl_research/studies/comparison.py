@@ -18,7 +18,7 @@ def study_result(study: Study) -> dict[str, Any]:
         "name": study.name,
         "folder": str(study.folder),
         "settings": [_setting(name, [m for m in study.members if m.setting == name]) for name in settings],
-        "failed": [m.run_id for m in study.members if m.record.get("status") != "finished"],
+        "failed": [m.run_id for m in study.members if not m.record.is_finished],
     }
     text = json.dumps(found, indent=2) + "\n"
     write_atomically(study.folder / "study.json", text.encode())
@@ -26,12 +26,13 @@ def study_result(study: Study) -> dict[str, Any]:
 
 
 def _setting(name: str, members: Sequence[Member]) -> dict[str, Any]:
-    done = [m for m in members if m.record.get("status") == "finished" and m.record.get("scores")]
-    means = [float(member.record["scores"]["mean"]) for member in done]
+    records = [(member, member.record) for member in members]
+    done = [(member, record.scores) for member, record in records if record.is_finished and record.scores]
+    means = [scores.mean for _, scores in done]
     interval = bootstrap_interval(means, "iqm") if means else None
     return {
         "setting": name,
-        "scores": {str(member.seed): mean for member, mean in zip(done, means, strict=True)},
+        "scores": {str(member.seed): scores.mean for member, scores in done},
         "runs": {str(member.seed): str(member.config.run_dir) for member in members},
         "iqm": iqm(means) if means else None,
         "interval": None if interval is None else list(interval),

@@ -5,14 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from rl_research.config import Config, load_config
 from rl_research.errors import ConfigError
-from rl_research.runs import read_record
+from rl_research.runs import RunRecord, read_record
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,39}")
 _OWN = ("run_id=", "experiment.seed=")
@@ -33,9 +32,9 @@ class Member:
         return str(self.config.run_id)
 
     @property
-    def record(self) -> Mapping[str, Any]:
+    def record(self) -> RunRecord:
         """Record in the run folder; empty where there is none."""
-        return read_record(self.config.run_dir) or {}
+        return read_record(self.config.run_dir) or RunRecord()
 
 
 @dataclass(frozen=True)
@@ -53,7 +52,7 @@ class Study:
     @property
     def steps(self) -> int:
         """Environment steps that the members have committed."""
-        return sum(int(member.record.get("global_step") or 0) for member in self.members)
+        return sum(member.record.global_step or 0 for member in self.members)
 
 
 def plan_study(

@@ -136,9 +136,8 @@ def _below(folder: Path, depth: int, *, include_online: bool) -> Iterator[LocalR
 
 def _is_owed(run: LocalRun) -> bool:
     """Whether an online run of ours says itself, or has died before it could, that rows are missing."""
-    record = read_record(run.home) or {}
-    wandb = record.get("wandb")
-    return isinstance(wandb, dict) and wandb.get("finished") is not True
+    record = read_record(run.home)
+    return record is not None and record.wandb.id is not None and record.wandb.finished is not True
 
 
 def _grouped(folder: Path, names: Iterable[str], chosen: Iterable[str]) -> Iterator[LocalRun]:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import random
 import time
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 from rl_research.errors import StorageError
+from rl_research.runs import RunRecord, read_record
 from rl_research.sync import ledger as ledgers
 from rl_research.sync.choosing import wandb_version
 from rl_research.sync.finding import LocalRun
@@ -21,10 +19,8 @@ from rl_research.sync.preparing import Job
 from rl_research.sync.sending import Sent
 from rl_research.sync.server import Account, RunThere
 from rl_research.sync.verdict import Evidence
-from rl_research.system import write_atomically
 
 _FIRST_WAIT, _LONGEST_WAIT = 60.0, 6 * 3600.0  # seconds until the next try; doubled each time
-_RECORD = "run.json"
 
 
 def note_delivery(
@@ -70,11 +66,11 @@ def settled(run: LocalRun, verdict: Verdict, account: Account) -> Outcome:
     try:
         _mark(run)
         ledgers.write(run.folder, run.ledger)
-        record = _note_in_record(run) if run.ledger.is_synced else {}
+        record = _note_in_record(run) if run.ledger.is_synced else None
     except (OSError, StorageError) as error:
         reason = f"{verdict.reason} Its ledger cannot be written: {error}".strip()
         return outcome_of(run.ledger, run.place, "blocked", reason=reason)
-    return outcome_of(run.ledger, run.place, flow_run_id=record.get("flow_run_id"))
+    return outcome_of(run.ledger, run.place, flow_run_id=None if record is None else record.flow_run_id)
 
 
 def note_begin(run: LocalRun) -> Verdict | None:
@@ -113,22 +109,11 @@ def _mark(run: LocalRun) -> None:
             marker.unlink(missing_ok=True)
 
 
-def _note_in_record(run: LocalRun) -> dict[str, Any]:
-    """Tell ``run.json``, if there is one and nobody has the run open, where the run is now."""
-    path = run.home / _RECORD
-    record = _read(path)
-    if record and isinstance(record.get("wandb"), dict) and not is_held(run.home):
-        record["wandb"] |= {
-            "url": run.ledger.url or record["wandb"].get("url"),
-            "synced_at": run.ledger.synced_at,
-        }
-        write_atomically(path, (json.dumps(record, indent=2) + "\n").encode())
+def _note_in_record(run: LocalRun) -> RunRecord | None:
+    """Record in ``run.json``, if there is one and nobody has the run open, where the run is now."""
+    record = read_record(run.home)
+    if record is not None and record.wandb.id is not None and not is_held(run.home):
+        record.wandb.url = run.ledger.url or record.wandb.url
+        record.wandb.synced_at = run.ledger.synced_at
+        record.write(run.home)
     return record
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        record = json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        return {}  # none, or one that its reader will complain about
-    return record if isinstance(record, dict) else {}

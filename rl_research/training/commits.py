@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from rl_research import checkpoints
 from rl_research.checkpoints import Scores
-from rl_research.runs import Run, manifest_facts
+from rl_research.runs import Run
 from rl_research.training import models
 from rl_research.training.callbacks import raise_if_diverged
 
@@ -47,7 +47,7 @@ class Commits:
         }
         self.run.logger.log_config({"resume": how})
         self.run.logger.log_summary({"resume_mode": mode, "segment": self.segment})
-        self.run.save(resume=[*(self.run.record.get("resume") or []), how])
+        self.run.save(resume=[*self.run.record.resume, how])
 
     def facts(self, model: BaseAlgorithm) -> Mapping[str, Any]:
         """Return what the next manifest says besides its files; raise rather than commit a run that is lost.
@@ -58,7 +58,7 @@ class Commits:
         raise_if_diverged(model)
         step = model.num_timesteps
         return {
-            **manifest_facts(self.run),
+            **self.run.manifest_facts(),
             "parameters_sha256": models.parameters_sha256(model),
             "scores": self._scores.get(step),
             "segment": self.segment,

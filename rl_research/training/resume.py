@@ -11,7 +11,7 @@ from rl_research import checkpoints
 from rl_research.checkpoints import Checkpoint
 from rl_research.config import Config
 from rl_research.errors import CheckpointDamaged, CheckpointMissing
-from rl_research.runs import PROGRESS, Run, check_same_experiment, is_of_flow_run, read_record
+from rl_research.runs import PROGRESS, Run, RunRecord, check_same_experiment, read_record
 from rl_research.storage import is_transient
 from rl_research.sync import was_sent
 from rl_research.system import replacing, write_atomically
@@ -50,20 +50,19 @@ def _brought_here(checkpoint: Checkpoint, run_dir: Path) -> Checkpoint:
     return checkpoint
 
 
-def finished_result(config: Config, flow_run_id: str | None = None) -> dict[str, Any] | None:
+def finished_result(config: Config, flow_run_id: str | None = None) -> RunRecord | None:
     """The record of the run that *config* names if it is finished, None if there is something to do.
 
     ``resume=never`` asks for another one, unless the flow run *flow_run_id* has made this one itself.
     """
     if config.run_id is None or (record := read_record(config.run_dir)) is None:
         return None
-    if config.resume == "never" and not is_of_flow_run(record, flow_run_id):
+    if config.resume == "never" and not record.is_of_flow_run(flow_run_id):
         return None
     budget = config.experiment.total_timesteps
-    done = record.get("status") == "finished" and (record.get("global_step") or 0) >= budget
-    if not done:
+    if not record.is_finished or (record.global_step or 0) < budget:
         return None
-    checkpoint = record.get("local_checkpoint")
+    checkpoint = record.local_checkpoint
     if checkpoint is not None and (Path(checkpoint) / checkpoints.MANIFEST).exists():
         check_same_experiment(config, checkpoints.find(checkpoint).manifest.config)
     return record

@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from rl_research import checkpoints
 from rl_research.checkpoints import Checkpoint
 from rl_research.errors import StorageError
-from rl_research.runs import read_record
+from rl_research.runs import RunRecord, read_record
 from rl_research.system import unused
 from rl_research.tracking import ExperimentLogger, for_afterword, wandb_log
 from rl_research.uploads.delivery import PATIENCE, facts_of, tell
@@ -32,8 +31,8 @@ def untold(home: Home) -> list[Checkpoint]:
 
     None of a run that is to go on: its next segment tells.
     """
-    record = read_record(home.folder) or {}
-    if record.get("status") not in _EXIT_CODES or not _path(record):
+    record = read_record(home.folder) or RunRecord()
+    if record.status not in _EXIT_CODES or not _path(record):
         return []
     deliveries = home.deliveries()
     return [
@@ -50,7 +49,7 @@ def tell_of(home: Home, arrived: list[Checkpoint]) -> None:
     To be called by who holds the run. A W&B server that is away is a `ConnectionError`; it is to be
     called again then.
     """
-    record, store, deliveries = read_record(home.folder) or {}, home.store(), home.deliveries()
+    record, store, deliveries = read_record(home.folder) or RunRecord(), home.store(), home.deliveries()
     there = [Checkpoint(store, c.name, c.manifest) for c in arrived]
     if left := _not_logged(home, record, there):
         newest = checkpoints.local_checkpoints(home.folder)[-1]
@@ -64,7 +63,7 @@ def tell_of(home: Home, arrived: list[Checkpoint]) -> None:
     _log.info("%s: W&B is told of %d checkpoints", home.config.run_id, len(there))
 
 
-def _not_logged(home: Home, record: Mapping[str, Any], there: list[Checkpoint]) -> list[Checkpoint]:
+def _not_logged(home: Home, record: RunRecord, there: list[Checkpoint]) -> list[Checkpoint]:
     """Those of *there* that no log on disk speaks of: a kill may have come between log and note."""
     facts = wandb_log.artifacts(_folder(home, record), str(home.config.run_id))
     logged = [(one.get("uri"), one.get("sha256")) for one in facts]
@@ -73,7 +72,7 @@ def _not_logged(home: Home, record: Mapping[str, Any], there: list[Checkpoint]) 
 
 
 @contextmanager
-def _afterword(home: Home, record: Mapping[str, Any]) -> Iterator[ExperimentLogger]:
+def _afterword(home: Home, record: RunRecord) -> Iterator[ExperimentLogger]:
     """The W&B run of *record* open once more; it ends as it had ended.
 
     It is written aside. An offline segment takes its place when it is whole, so that a kill leaves
@@ -88,7 +87,7 @@ def _afterword(home: Home, record: Mapping[str, Any]) -> Iterator[ExperimentLogg
         try:
             yield logger
         finally:
-            logger.finish(_EXIT_CODES[record["status"]])
+            logger.finish(_EXIT_CODES[record.status])
         if mode == "offline":
             segment = logger.wandb_dir
             if segment is None or not logger.finished:
@@ -98,21 +97,19 @@ def _afterword(home: Home, record: Mapping[str, Any]) -> Iterator[ExperimentLogg
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def _path(record: Mapping[str, Any]) -> str:
+def _path(record: RunRecord) -> str:
     """``[entity/]project/run_id`` of the W&B run; empty where there is none."""
-    return str((record.get("wandb") or {}).get("path") or "")
+    return record.wandb.path or ""
 
 
-def _is_offline(folder: Path, run_id: str, record: Mapping[str, Any]) -> bool:
+def _is_offline(folder: Path, run_id: str, record: RunRecord) -> bool:
     """Whether what is said of the run goes to the disk, from where a sync delivers it."""
-    return record["wandb"].get("mode") == "offline" or any(
-        wandb_log.logs_of(folder, run_id, kinds="offline-run")
-    )
+    return record.wandb.mode == "offline" or any(wandb_log.logs_of(folder, run_id, kinds="offline-run"))
 
 
-def _folder(home: Home, record: Mapping[str, Any]) -> Path:
+def _folder(home: Home, record: RunRecord) -> Path:
     """Where the W&B segments of the run are, also after its folder was moved or they were pruned."""
-    last, run_dir = Path(record["wandb"].get("dir") or ""), Path(record.get("run_dir") or "")
+    last, run_dir = Path(record.wandb.dir or ""), Path(record.run_dir or "")
     if last.is_relative_to(run_dir):
         return home.folder / last.relative_to(run_dir).parent
     return last.parent if last.parent.is_dir() else home.folder / "wandb"

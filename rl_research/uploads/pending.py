@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -15,9 +14,9 @@ from rl_research import checkpoints
 from rl_research.checkpoints import Checkpoint
 from rl_research.config import Config, validated
 from rl_research.errors import ConfigError
-from rl_research.runs import DELIVERY, DESCRIPTION, RECORD as RUN_RECORD, leased_folder, read_record
+from rl_research.runs import DELIVERY, DESCRIPTION, leased_folder, read_record
 from rl_research.storage import StoreLease
-from rl_research.system import MASK, write_atomically
+from rl_research.system import MASK
 from rl_research.uploads.run_storage import Home
 
 _log = logging.getLogger(__name__)
@@ -74,8 +73,9 @@ def held(home: Home) -> Iterator[Callable[[], None]]:
 def settle(home: Home) -> None:
     """Write into the run's record which steps are left, and where its newest checkpoint is."""
     if (record := read_record(home.folder)) is not None:
-        text = json.dumps({**record, **home.outcome()}, indent=2, default=str) + "\n"
-        write_atomically(home.folder / RUN_RECORD, text.encode())
+        for name, value in home.outcome().items():
+            setattr(record, name, value)
+        record.write(home.folder)
 
 
 def _configuration(description: Path) -> Config:
