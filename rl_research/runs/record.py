@@ -133,7 +133,8 @@ class RunRecord(_Stored):
 
     def write(self, folder: Path) -> None:
         """Write ``run.json`` in *folder*, whole or not at all."""
-        text = json.dumps(self.model_dump(mode="json"), indent=2, default=str) + "\n"
+        known = {"format": self.format, **self.model_dump(mode="json", exclude_unset=True)}
+        text = json.dumps(known, indent=2, default=str) + "\n"
         write_atomically(folder / RECORD, text.encode())
 
 
