@@ -1,25 +1,23 @@
-"""What a handful of scores can say: the interquartile mean, intervals, who is better than whom.
+"""The interquartile mean of a handful of scores, their intervals, and who is better than whom.
 
-The measures and the reasons for them are those of Agarwal et al., *Deep Reinforcement Learning at
-the Edge of the Statistical Precipice*, NeurIPS 2021 (the paper behind ``rliable``).
+The measures and the reasons for them are those of Agarwal et al., *Deep Reinforcement Learning at the Edge
+of the Statistical Precipice*, NeurIPS 2021 (the paper behind ``rliable``).
 
-What is resampled is what an interval speaks about. In a study one value stands for one seed, and
-the interval is about training again with another seed. In a single run one value stands for one
-episode, and the interval is about meeting that very policy again: it says nothing of other seeds.
+An interval speaks about what is resampled. Over the seeds of a study it is about training again with another
+seed. Over the episodes of one run it is about meeting that very policy again, and says nothing of seeds.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 Floats = NDArray[np.float64]
-Statistic = Literal["mean", "iqm"]
 
-#: With fewer values than this an interval would look certain without being so.
-MIN_VALUES = 3
+MIN_VALUES = 3  # with fewer values an interval would look certain without being so
 _BATCH_ELEMENTS = 4_000_000  # bounds the memory of the resamples, not their outcome
 
 
@@ -34,9 +32,9 @@ class Interval(NamedTuple):
 
 
 def iqm(values: ArrayLike) -> float:
-    """The interquartile mean: the mean of what remains without the lowest and highest quarter.
+    """Return the interquartile mean: that of the values without the lowest and the highest quarter.
 
-    Less moved by one outlier than the mean, and less wasteful than the median (Agarwal et al. 2021,
+    One outlier moves it less than the mean, and it wastes less than the median (Agarwal et al. 2021,
     section 4.3). As in ``rliable``, seeds × tasks are pooled, and ⌊n/4⌋ values go at either end.
     """
     return float(_iqm(_finite(values).ravel()))
@@ -44,12 +42,12 @@ def iqm(values: ArrayLike) -> float:
 
 def bootstrap_interval(
     values: ArrayLike,
-    statistic: Statistic = "mean",
+    statistic: Literal["mean", "iqm"] = "mean",
     confidence: float = 0.95,
     seed: int = 0,
     resamples: int = 10_000,
 ) -> Interval | None:
-    """The percentile bootstrap interval of *statistic*, or None for fewer than `MIN_VALUES` values.
+    """Return the percentile bootstrap interval of *statistic*, None for fewer than `MIN_VALUES` values.
 
     *values* are seeds, or seeds × tasks; then each task's seeds are resampled by themselves, the
     stratified bootstrap of Agarwal et al. 2021. The same arguments give the same interval.
@@ -64,42 +62,33 @@ def bootstrap_interval(
     if len(scores) < MIN_VALUES:
         return None
     if np.all(scores == scores[0]):
-        constant = float(_STATISTICS[statistic](scores[0].ravel()))
+        constant = float(_STATISTICS[statistic](scores[0].ravel(), -1))
         return Interval(constant, constant)
-    return _bootstrap(scores, statistic, confidence, seed, resamples)
-
-
-def probability_of_improvement(x: ArrayLike, y: ArrayLike) -> float:
-    """How probable it is that a seed of *x* scores above a seed of *y*; ties count half.
-
-    *x* and *y* are seeds, or seeds × the same tasks: then it is the mean over tasks, as in Agarwal
-    et al. 2021, section 4.3. Half means that neither is better.
-    """
-    ours, theirs = _by_task(x), _by_task(y)
-    if ours.shape[1] != theirs.shape[1]:
-        raise ValueError(f"x has {ours.shape[1]} tasks and y has {theirs.shape[1]}: compare the same")
-    wins = (ours[:, None] > theirs[None]) + 0.5 * (ours[:, None] == theirs[None])
-    return float(wins.mean())
-
-
-def _bootstrap(
-    scores: Floats, statistic: Statistic, confidence: float, seed: int, resamples: int
-) -> Interval:
     from scipy.stats import bootstrap
 
-    def pooled(*tasks: Floats, axis: int) -> Any:
-        return _STATISTICS[statistic](np.concatenate(tasks, axis=axis), axis)
-
-    result = bootstrap(
+    interval = bootstrap(
         tuple(scores.reshape(len(scores), -1).T),
-        pooled,
+        lambda *tasks, axis: _STATISTICS[statistic](np.concatenate(tasks, axis=axis), axis),
         confidence_level=confidence,
         n_resamples=resamples,
         batch=max(1, _BATCH_ELEMENTS // scores.size),
         method="percentile",
         rng=np.random.default_rng(seed),
-    )
-    return Interval(float(result.confidence_interval.low), float(result.confidence_interval.high))
+    ).confidence_interval
+    return Interval(float(interval.low), float(interval.high))
+
+
+def probability_of_improvement(x: ArrayLike, y: ArrayLike) -> float:
+    """Return how probable it is that a seed of *x* scores above a seed of *y*; ties count half.
+
+    *x* and *y* are seeds, or seeds × the same tasks: then it is the mean over tasks, as in Agarwal
+    et al. 2021, section 4.3. Half means that neither is better.
+    """
+    ours, theirs = (scores.reshape(len(scores), -1) for scores in (_finite(x), _finite(y)))
+    if ours.shape[1] != theirs.shape[1]:
+        raise ValueError(f"x has {ours.shape[1]} tasks and y has {theirs.shape[1]}: compare the same")
+    wins = (ours[:, None] > theirs[None]) + 0.5 * (ours[:, None] == theirs[None])
+    return float(wins.mean())
 
 
 def _iqm(values: Floats, axis: int = -1) -> Any:
@@ -108,16 +97,7 @@ def _iqm(values: Floats, axis: int = -1) -> Any:
     return np.take(ordered, range(n // 4, n - n // 4), axis=axis).mean(axis=axis)
 
 
-def _mean(values: Floats, axis: int = -1) -> Any:
-    return values.mean(axis=axis)
-
-
-_STATISTICS = {"mean": _mean, "iqm": _iqm}
-
-
-def _by_task(values: ArrayLike) -> Floats:
-    scores = _finite(values)
-    return scores.reshape(len(scores), -1)
+_STATISTICS: dict[str, Callable[[Floats, int], Any]] = {"mean": np.mean, "iqm": _iqm}
 
 
 def _finite(values: ArrayLike) -> Floats:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class SeededEpisodes(gym.Wrapper[Any, Any, Any, Any]):
-    """Reset the k-th time with seed ``first + k * stride``, whoever asks.
+    """Reset the k-th time with seed ``first + k * stride``, whatever seed is asked for.
 
     So episode k is the same episode however many copies share the work, and an evaluation depends on
     nothing but the policy.
@@ -42,12 +42,12 @@ class SeededEpisodes(gym.Wrapper[Any, Any, Any, Any]):
 
 
 class Restorable(gym.Wrapper[Any, Any, Any, Any]):
-    """Pickle what it wraps, and take it back; in a worker process as well as in this one."""
+    """Pickle the environment inside and take it back, in a worker process as well as in this one."""
 
     def capture_state(self) -> tuple[bytes | None, str | None]:
-        """The wrapped environment with its episode, monitor and random generators, or why it cannot be.
+        """Return the environment inside as a pickle, episode and generators included, or the reason why not.
 
-        Never raises: in a worker process that would be the worker's end.
+        Never raises: that would end a worker process.
         """
         data = io.BytesIO()
         try:
@@ -62,9 +62,9 @@ class Restorable(gym.Wrapper[Any, Any, Any, Any]):
 
 
 class _WholePickler(pickle.Pickler):
-    """Takes all of an `EzPickle`, which by itself would keep its constructor's arguments only.
+    """Keep all of an `EzPickle`, which by itself would keep its constructor's arguments only.
 
-    Gymnasium's MuJoCo, Box2D and Atari environments are such: their pickles load, in the state before the
+    Gymnasium's MuJoCo, Box2D and Atari environments are such: their pickles load in the state before the
     first reset. All of MuJoCo's state can be pickled; Box2D's refuses, as it should.
     """
 
@@ -76,7 +76,7 @@ class _WholePickler(pickle.Pickler):
 
 
 class _Unpickler(pickle.Unpickler):
-    """Knows this module also by the name under which checkpoints of version 0.1 mention it."""
+    """Find this module also under the name that checkpoints of version 0.1 give it."""
 
     def find_class(self, module: str, name: str) -> Any:
         return super().find_class(__name__ if module == "rl_research.envs" else module, name)
@@ -88,7 +88,7 @@ def put_state(thing: object, state: dict[str, Any]) -> None:
 
 
 class RestorableInWorker(Restorable):
-    """The same in a worker process, which leaves the signals of its process group to the main one."""
+    """`Restorable` in a worker process, which leaves the signals of its process group to the main one."""
 
     def __init__(self, env: gym.Env[Any, Any]):
         super().__init__(env)
@@ -97,7 +97,7 @@ class RestorableInWorker(Restorable):
 
 
 def training_env(config: Config) -> VecEnv:
-    """``env.n_envs`` copies, seeded ``seed, seed + 1, …``, normalised if the config says so."""
+    """Return ``env.n_envs`` copies, seeded ``seed, seed + 1, …``, normalised if the config says so."""
     from stable_baselines3.common.env_util import make_vec_env
     from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
 
@@ -114,7 +114,7 @@ def training_env(config: Config) -> VecEnv:
 
 
 def evaluation_env(config: Config, first_seed: int, copies: int) -> VecEnv:
-    """*copies* environments in which episode k is reset with ``first_seed + k``.
+    """Return *copies* environments in which episode k is reset with ``first_seed + k``.
 
     SB3's `evaluate_policy` gives what does not divide to the last copies, so the last begins.
     """
@@ -130,7 +130,7 @@ def evaluation_env(config: Config, first_seed: int, copies: int) -> VecEnv:
 
 
 def film_env(config: Config, seed: int) -> VecEnv:
-    """One environment that renders to arrays, apart from every other one."""
+    """Return one environment that renders to arrays and shares nothing with any other."""
     from stable_baselines3.common.vec_env import DummyVecEnv
 
     if not {"DISPLAY", "WAYLAND_DISPLAY"} & os.environ.keys():
@@ -144,7 +144,7 @@ def film_env(config: Config, seed: int) -> VecEnv:
 
 
 def normalized(config: Config, venv: VecEnv, *, training: bool) -> VecEnv:
-    """*venv* in a VecNormalize if the config asks for one; frozen and unscaled when not training."""
+    """Wrap *venv* in a VecNormalize if the config asks for one; frozen and unscaled when not training."""
     from stable_baselines3.common.vec_env import VecNormalize
 
     if config.env.normalize is False:
@@ -161,7 +161,7 @@ def normalized(config: Config, venv: VecEnv, *, training: bool) -> VecEnv:
 
 
 def check_env(config: Config) -> gym.Env[Any, Any]:
-    """Make one copy and return it; `ConfigError` if the id, the arguments or the package are wrong."""
+    """Return one copy. Raises `ConfigError` if the id or the arguments are wrong or a package is missing."""
     env_id = config.env.id
     try:
         return gym.make(env_id, **_make_arguments(config))
@@ -179,7 +179,7 @@ def check_env(config: Config) -> gym.Env[Any, Any]:
 
 
 def reward_threshold(config: Config) -> float | None:
-    """The mean return at which gymnasium calls the registered environment solved, if it says."""
+    """Return the mean return at which gymnasium calls the environment solved; None if it does not say."""
     threshold = gym.spec(config.env.id.rpartition(":")[2]).reward_threshold
     return None if threshold is None else float(threshold)
 

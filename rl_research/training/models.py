@@ -1,4 +1,4 @@
-"""The SB3 algorithm a `Config` asks for, and its parameters: hashed, or loaded without a pickle."""
+"""The SB3 algorithm that a `Config` asks for, and its parameters: hashed, or loaded without a pickle."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def build(config: Config, env: VecEnv) -> BaseAlgorithm:
-    """A new algorithm on *env*; `ConfigError` if its constructor refuses the configuration."""
+    """Return a new algorithm on *env*. Raises `ConfigError` if its constructor refuses the configuration."""
     import torch
 
     torch.set_num_threads(config.experiment.torch_threads)
@@ -37,7 +37,7 @@ def build(config: Config, env: VecEnv) -> BaseAlgorithm:
 
 
 def build_for_evaluation(config: Config, env: VecEnv) -> BaseAlgorithm:
-    """Like `build`, without the memory that only training needs."""
+    """Return what `build` returns, without the memory that only training needs."""
     params = dict(config.algorithm.params)
     if config.algorithm.name in algorithms.ON_POLICY:
         params.pop("batch_size", None)
@@ -57,7 +57,7 @@ def learned_tensors(model: BaseAlgorithm) -> dict[str, torch.Tensor]:
 
 
 def parameters_sha256(model: BaseAlgorithm) -> str:
-    """One hash over names, shapes, dtypes and bytes of every learned tensor."""
+    """Return one hash over names, shapes, dtypes and bytes of every learned tensor."""
     digest = hashlib.sha256()
     for name, tensor in sorted(learned_tensors(model).items()):
         array = tensor.detach().cpu().contiguous().numpy()
@@ -111,7 +111,7 @@ def _beside_policy(model: BaseAlgorithm) -> dict[str, torch.Tensor]:
 
 
 def _check_policy(config: Config, env: VecEnv) -> None:
-    """What SB3 finds out in the middle of building a network."""
+    """Refuse what SB3 finds out in the middle of building a network."""
     from gymnasium import spaces
 
     by_name = isinstance(env.observation_space, spaces.Dict)
@@ -125,7 +125,7 @@ def _check_policy(config: Config, env: VecEnv) -> None:
 
 
 def _check_action_space(cls: type[BaseAlgorithm], config: Config, env: VecEnv) -> None:
-    """What SB3 asserts, said with the remedy."""
+    """Refuse what SB3 asserts as well, with the remedy."""
     from gymnasium import spaces
 
     continuous = isinstance(env.action_space, spaces.Box)

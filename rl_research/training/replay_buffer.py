@@ -24,12 +24,12 @@ _SEGMENT_BYTES = 64 << 20  # bounds what capturing needs in memory
 
 
 def buffer_of(model: BaseAlgorithm) -> ReplayBuffer | None:
-    """The replay buffer of *model*, None where it has none."""
+    """Return the replay buffer of *model*, None where it has none."""
     return getattr(model, "replay_buffer", None)
 
 
 def rows_added(model: BaseAlgorithm) -> int:
-    """How many rows *model*'s buffer has taken since the run began."""
+    """Return how many rows *model*'s buffer has taken since the run began."""
     buffer = buffer_of(model)
     if buffer is None:
         return 0
@@ -41,7 +41,7 @@ def rows_added(model: BaseAlgorithm) -> int:
 
 
 def segments_to_reuse(model: BaseAlgorithm, known: Sequence[str]) -> list[str]:
-    """Which of the *known* segments, oldest first, still hold rows of *model*'s buffer."""
+    """Return those of the *known* segments, oldest first, that still hold rows of *model*'s buffer."""
     buffer = buffer_of(model)
     if buffer is None or not known or _span(known[-1])[1] > rows_added(model):
         return []
@@ -50,7 +50,7 @@ def segments_to_reuse(model: BaseAlgorithm, known: Sequence[str]) -> list[str]:
 
 
 def new_segments(model: BaseAlgorithm, reused: Sequence[str]) -> Iterator[tuple[str, bytes]]:
-    """The rows that no reused segment holds, as names and contents of files of bounded size."""
+    """Yield the rows that no reused segment holds, as names and contents of files of bounded size."""
     buffer = buffer_of(model)
     if buffer is None:
         return
@@ -68,10 +68,7 @@ def new_segments(model: BaseAlgorithm, reused: Sequence[str]) -> Iterator[tuple[
 
 
 def head_row(model: BaseAlgorithm) -> dict[str, Any]:
-    """What lies in the row to be written next.
-
-    With ``optimize_memory_usage`` SB3 keeps the latest next observation there.
-    """
+    """Return the row to be written next: with ``optimize_memory_usage`` it holds the latest observation."""
     buffer = buffer_of(model)
     if buffer is None or not buffer.optimize_memory_usage:
         return {}

@@ -19,7 +19,7 @@ from rl_research.tracking import STEP, Logged, ProgressFile, Writer, logged, log
 
 _log = logging.getLogger(__name__)
 
-#: What lies beside the checkpoints in a run's folder and must be there on another machine, too.
+#: Files beside the checkpoints in a run's folder that must be there on another machine, too.
 _BESIDE = {
     PROGRESS: PROGRESS,
     "best_model/best_model.zip": "best_model.zip",
@@ -29,31 +29,27 @@ _BESIDE = {
 
 
 def newest_valid(run: Run) -> Checkpoint | None:
-    """The newest checkpoint of *run* whose every file is what its manifest promises.
+    """Return the newest checkpoint of *run* whose every file is what its manifest promises.
 
-    A damaged one is reported, and the one before it is used. One that lies in ``storage.url`` only is
-    copied into the run folder first.
+    A damaged one is reported, and the one before it is used. A checkpoint that lies in ``storage.url`` only
+    is copied into the run folder first.
     """
     for checkpoint in _newest_first(run):
         try:
-            return _brought_here(checkpoint, run.dir)
+            if not checkpoint.store.is_at(run.dir / checkpoints.FOLDER):
+                return checkpoints.download(checkpoint, run.dir)
+            checkpoint.verify()
         except (CheckpointDamaged, CheckpointMissing) as error:
             _log.warning("%s; using the one before", error)
+        else:
+            return checkpoint
     return None
 
 
-def _brought_here(checkpoint: Checkpoint, run_dir: Path) -> Checkpoint:
-    """*checkpoint*, verified, in the run folder."""
-    if not checkpoint.store.is_at(run_dir / checkpoints.FOLDER):
-        return checkpoints.download(checkpoint, run_dir)
-    checkpoint.verify()
-    return checkpoint
-
-
 def finished_result(config: Config, flow_run_id: str | None = None) -> RunRecord | None:
-    """The record of the run that *config* names if it is finished, None if there is something to do.
+    """Return the record of the run that *config* names if it is finished, None if there is something to do.
 
-    ``resume=never`` asks for another one, unless the flow run *flow_run_id* has made this one itself.
+    ``resume=never`` asks for another run, unless the flow run *flow_run_id* has made this one itself.
     """
     if config.run_id is None or (record := read_record(config.run_dir)) is None:
         return None
@@ -69,7 +65,7 @@ def finished_result(config: Config, flow_run_id: str | None = None) -> RunRecord
 
 
 def trained_steps(config: Config) -> int:
-    """The step of the newest checkpoint of the run that *config* names, here or in its storage."""
+    """Return the step of the newest checkpoint of the run that *config* names, here or in its storage."""
     found = checkpoints.local_checkpoints(config.run_dir)
     if not found and (store := checkpoints.store_of(config)) is not None:
         found = checkpoints.list_checkpoints(store)
@@ -77,13 +73,13 @@ def trained_steps(config: Config) -> int:
 
 
 def files_to_keep(run_dir: Path) -> dict[str, bytes]:
-    """What a checkpoint takes along from beside it, by its name in the checkpoint."""
+    """Return the files that a checkpoint takes along from the run folder, by their name in the checkpoint."""
     found = {name: run_dir / path for path, name in _BESIDE.items()}
     return {name: path.read_bytes() for name, path in found.items() if path.exists()}
 
 
 def restore_files(checkpoint: Checkpoint, run_dir: Path) -> None:
-    """Put what `files_to_keep` took back where it lay, as it was then."""
+    """Put the files that `files_to_keep` took back where they lay, as they were then."""
     for path, name in _BESIDE.items():
         if name in checkpoint.files:
             write_atomically(run_dir / path, checkpoint.read(name))

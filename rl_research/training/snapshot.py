@@ -22,7 +22,7 @@ from rl_research.training.replay_buffer import head_row, restore_replay, truncat
 
 if TYPE_CHECKING:
     from stable_baselines3.common.base_class import BaseAlgorithm
-    from stable_baselines3.common.vec_env import VecEnv, VecNormalize
+    from stable_baselines3.common.vec_env import VecEnv
 
 STATE = "state.pkl"  # what SB3 leaves out
 
@@ -32,10 +32,10 @@ _KEPT = ("action_space", "action_noise")
 
 
 def capture(model: BaseAlgorithm, callbacks: Mapping[str, Any]) -> tuple[dict[str, bytes], str | None]:
-    """Everything training needs to continue, by file name; to be called at a rollout start.
+    """Return the files that training needs to continue, by name, at a rollout start.
 
     *callbacks* is the state of whatever else must continue. Returned with the files is the reason why the
-    environments could not be captured, None if they were: then the resume is exact. The rows of a replay
+    environments could not be captured; None if they were: then the resume is exact. The rows of a replay
     buffer are not among the files: checkpoints share them, see `replay_buffer`.
     """
     assert model.env is not None
@@ -43,9 +43,9 @@ def capture(model: BaseAlgorithm, callbacks: Mapping[str, Any]) -> tuple[dict[st
     state = {
         "model": {name: getattr(model, name, None) for name in _KEPT},
         "random": random_state(),
-        "sde": _sde_matrices(model),
+        "sde": _attributes(_sde_distribution(model), "exploration_mat", "exploration_matrices"),
         "environments": environments,
-        "normalizer": _normalizer_state(model.get_vec_normalize_env()),
+        "normalizer": _attributes(model.get_vec_normalize_env(), "returns", "old_reward", "old_obs"),
         "callbacks": dict(callbacks),
         "replay_head": head_row(model),
     }
@@ -67,11 +67,11 @@ class Snapshot:
         return self._state["environments"] is not None
 
     def into(self, fresh: BaseAlgorithm, env: VecEnv, env_seed: int) -> BaseAlgorithm:
-        """An algorithm like *fresh*, continuing in *env* (as built for a new run) from the captured state.
+        """Return an algorithm like *fresh* that goes on in *env* where the captured one was.
 
-        Environments that could not be captured begin new episodes, seeded from *env_seed* on, and the
-        replay buffer's last transition is marked as truncated (as SheepRL does). What SB3 resets when
-        `learn` begins is put back by `at_first_rollout`.
+        *fresh* and *env* are as built for a new run. Environments that could not be captured begin new
+        episodes, seeded from *env_seed* on, and the replay buffer's last transition is marked as truncated
+        (as SheepRL does). What SB3 resets when `learn` begins is put back by `at_first_rollout`.
         """
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # what it says was said when the run began
@@ -85,8 +85,7 @@ class Snapshot:
         normalizer = model.get_vec_normalize_env()
         if normalizer is not None:
             restore_statistics(normalizer, self._read(STATISTICS))
-            for name, value in self._state["normalizer"].items():
-                setattr(normalizer, name, value)
+            vars(normalizer).update(self._state["normalizer"])
         if self.exact:
             for index, data in enumerate(self._state["environments"]):
                 env.env_method("restore_state", data, indices=index)
@@ -96,7 +95,7 @@ class Snapshot:
         return model
 
     def at_first_rollout(self) -> BaseCallback:
-        """The callback, to be called before every other, that puts back what `learn` resets."""
+        """Return a callback that puts back what `learn` resets; it has to be called before every other."""
         return _AtFirstRollout(self._state)
 
 
@@ -137,12 +136,5 @@ def _sde_distribution(model: BaseAlgorithm) -> Any:
     return getattr(getattr(model, "actor", None) or model.policy, "action_dist", None)
 
 
-def _sde_matrices(model: BaseAlgorithm) -> dict[str, Any]:
-    distribution = _sde_distribution(model)
-    names = ("exploration_mat", "exploration_matrices")
-    return {name: getattr(distribution, name) for name in names if hasattr(distribution, name)}
-
-
-def _normalizer_state(normalizer: VecNormalize | None) -> dict[str, Any]:
-    names = ("returns", "old_reward", "old_obs")
-    return {} if normalizer is None else {name: getattr(normalizer, name) for name in names}
+def _attributes(owner: object, *names: str) -> dict[str, Any]:
+    return {name: getattr(owner, name) for name in names if hasattr(owner, name)}
