@@ -3,6 +3,7 @@ from .logged_rows import Logged as Logged
 from .logger import ExperimentLogger as ExperimentLogger
 from .policy_zip import (
     MODEL as MODEL,
+    NORMALIZER as NORMALIZER,
     STATISTICS as STATISTICS,
     policy_files as policy_files,
     restore_statistics as restore_statistics,

@@ -60,7 +60,7 @@ class WandbCallback(BaseCallback):
         self.writer = RowWriter(self._send)
         self._clock = StepClock(model_save_freq)
         self._refused: set[str] = set()
-        self._updates_logged = self._updates_shown = 0
+        self._updates_seen = self._updates_logged = self._updates_shown = 0
         logger.before_finish(self._wind_up)  # SB3 announces no end of a training that fails
 
     def _on_training_start(self) -> None:
@@ -95,7 +95,10 @@ class WandbCallback(BaseCallback):
 
     @property
     def _updates(self) -> int:
-        return int(getattr(self.model, "_n_updates", 0))
+        """Updates so far as SB3 has last recorded them; its next dump takes the number away."""
+        recorded = self.model.logger.name_to_value.get("train/n_updates", self._updates_seen)
+        self._updates_seen = int(recorded)
+        return self._updates_seen
 
     def _show_tensors(self) -> None:
         """Log histograms of the update before; `Run.watch` needs the global run, which is not ours."""

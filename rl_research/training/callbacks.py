@@ -24,7 +24,7 @@ from rl_research import checkpoints
 from rl_research.checkpoints import Scores
 from rl_research.errors import CannotRender, Diverged, Interrupted
 from rl_research.system import write_atomically
-from rl_research.tracking import BaseCallback, StepClock, policy_zip, write_row
+from rl_research.tracking import MODEL, NORMALIZER, BaseCallback, StepClock, policy_files, write_row
 from rl_research.training import replay_buffer, snapshot
 from rl_research.training.evaluation import evaluate, film_episode, frames_per_second
 
@@ -179,7 +179,7 @@ class CheckpointCallback(_Periodic):
         """Commit now."""
         files, reason = snapshot.capture(self.model, self.extra_state())
         if not self.save_vecnormalize:
-            files.pop(policy_zip.NORMALIZER, None)
+            files.pop(NORMALIZER, None)
         mode = {"resume_mode": "boundary", "resume_reason": reason} if reason else {"resume_mode": "exact"}
         facts = {"name": self.name_prefix, **mode, **self.facts()}
         before = () if self.newest is None else self.newest.segments
@@ -396,11 +396,11 @@ class EvalCallback(sb3.EvalCallback):
 
     def _keep_best(self) -> None:
         if self.best_model_save_path is not None:
-            files = policy_zip.policy_files(self.model)
+            files = policy_files(self.model)
             folder = Path(self.best_model_save_path)
-            if policy_zip.NORMALIZER in files:
-                write_atomically(folder / policy_zip.NORMALIZER, files[policy_zip.NORMALIZER])
-            write_atomically(folder / "best_model.zip", files[policy_zip.MODEL])
+            if NORMALIZER in files:
+                write_atomically(folder / NORMALIZER, files[NORMALIZER])
+            write_atomically(folder / "best_model.zip", files[MODEL])
 
 
 class ProgressCallback(BaseCallback):

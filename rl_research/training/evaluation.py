@@ -11,7 +11,7 @@ import numpy as np
 from rl_research.checkpoints import Checkpoint, Scores
 from rl_research.config import Config, check
 from rl_research.errors import CannotRender, CheckpointDamaged, ConfigError
-from rl_research.tracking import policy_zip
+from rl_research.tracking import MODEL, STATISTICS, restore_statistics
 from rl_research.training import envs, models
 from rl_research.training.randomness import untouched_randomness
 
@@ -148,14 +148,14 @@ def _frame(env: VecEnv) -> NDArray[np.uint8]:
 @contextmanager
 def loaded_policy(checkpoint: Checkpoint, config: Config) -> Iterator[BaseAlgorithm]:
     """Yield the algorithm of *checkpoint*, ready to act, with its normaliser's statistics."""
-    data = checkpoint.read(policy_zip.MODEL)
+    data = checkpoint.read(MODEL)
     with untouched_randomness():  # SB3 seeds every generator when it builds a model
         env = envs.evaluation_env(config, config.evaluation.seed, 1)
         model = models.build_for_evaluation(config, env)
     with closing(env):
         models.load_parameters(model, data)
         if (normalizer := model.get_vec_normalize_env()) is not None:
-            policy_zip.restore_statistics(normalizer, checkpoint.read(policy_zip.STATISTICS))
+            restore_statistics(normalizer, checkpoint.read(STATISTICS))
         yield model
 
 
