@@ -243,13 +243,7 @@ class VideoRecorderCallback(_Periodic):
         self._clock.done(self.model)
 
     def _episode(self) -> NDArray[np.uint8]:
-        return film_episode(
-            self.model,
-            self.eval_env,
-            max_steps=self.max_steps,
-            deterministic=self.deterministic,
-            on_step=self._poll,
-        )
+        return film_episode(self.model, self.eval_env, self.max_steps, self.deterministic, self._poll)
 
     def _poll(self) -> None:
         if self.stop():
@@ -352,15 +346,8 @@ class EvalCallback(sb3.EvalCallback):
             with warnings.catch_warnings():
                 if not self.warn:
                     warnings.filterwarnings("ignore", message=".*``Monitor`` wrapper")
-                return evaluate(
-                    self.model,
-                    self.eval_env,
-                    episodes=self.n_eval_episodes,
-                    first_seed=self._first_seed(),
-                    deterministic=self.deterministic,
-                    on_step=self._poll,
-                    on_episode=self._note_success,
-                )
+                series = (self.n_eval_episodes, self._first_seed(), self.deterministic)
+                return evaluate(self.model, self.eval_env, *series, self._poll, self._note_success)
         except _Abandoned:
             return None
 

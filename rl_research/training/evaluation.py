@@ -20,13 +20,12 @@ if TYPE_CHECKING:
     from stable_baselines3.common.base_class import BaseAlgorithm
     from stable_baselines3.common.vec_env import VecEnv
 
-_COPIES = 8  # a constant: the size of a batch can change the last bit of an action
+COPIES = 8  # at most; a constant: the size of a batch can change the last bit of an action
 
 
 def evaluate(
     model: BaseAlgorithm,
     env: VecEnv,
-    *,
     episodes: int,
     first_seed: int,
     deterministic: bool = True,
@@ -64,12 +63,9 @@ def evaluate_model(
     on_step: Callable[[], None] = lambda: None,
 ) -> Scores:
     """Play *episodes* with *model* in fresh environments of *config*, normalised as in training."""
-    with closing(envs.evaluation_env(config, first_seed, min(_COPIES, episodes))) as env:
+    with closing(envs.evaluation_env(config, first_seed, min(COPIES, episodes))) as env:
         _copy_statistics(model, env)
-        deterministic = config.evaluation.deterministic
-        return evaluate(
-            model, env, episodes=episodes, first_seed=first_seed, deterministic=deterministic, on_step=on_step
-        )
+        return evaluate(model, env, episodes, first_seed, config.evaluation.deterministic, on_step)
 
 
 def evaluate_checkpoint(
@@ -99,7 +95,6 @@ def evaluate_checkpoint(
 def film_episode(
     model: BaseAlgorithm,
     env: VecEnv,
-    *,
     max_steps: int,
     deterministic: bool = True,
     on_step: Callable[[], None] = lambda: None,

@@ -78,8 +78,8 @@ class Snapshot:
             model = type(fresh).load(
                 io.BytesIO(self._read(MODEL)), env=env, device=fresh.device, force_reset=not self.exact
             )
-        for name, value in self._state["model"].items():
-            if name in _KEPT and value is not None:  # version 0.1 kept the last observations here, too
+        for name in _KEPT:  # version 0.1 kept the last observations there, too, which the zip holds
+            if (value := self._state["model"][name]) is not None:
                 setattr(model, name, value)
         restore_replay(model, self._read, self._segments, self._state["replay_head"])
         normalizer = model.get_vec_normalize_env()

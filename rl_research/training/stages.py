@@ -70,13 +70,8 @@ def film_checkpoint(run: Run, checkpoint: Checkpoint) -> bool:
             evaluation.loaded_policy(checkpoint, config) as model,
             closing(envs.film_env(config, config.evaluation.seed)) as env,
         ):
-            frames = film_episode(
-                model,
-                env,
-                max_steps=config.video.max_steps,
-                deterministic=config.evaluation.deterministic,
-                on_step=run.stop.raise_if_requested,
-            )
+            how = (config.video.max_steps, config.evaluation.deterministic)
+            frames = film_episode(model, env, *how, on_step=run.stop.raise_if_requested)
             fps = frames_per_second(env)
     except CannotRender as error:
         _log.warning("no film: %s", error)

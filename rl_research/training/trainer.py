@@ -15,16 +15,7 @@ from rl_research.checkpoints import Scores
 from rl_research.errors import Interrupted
 from rl_research.runs import PROGRESS, Run, check_same_experiment
 from rl_research.tracking import ProgressFile, RowWriter, numbers
-from rl_research.training import envs, resume
-from rl_research.training.callbacks import (
-    CheckpointCallback,
-    DivergenceCallback,
-    EvalCallback,
-    LogRows,
-    ProgressCallback,
-    VideoRecorderCallback,
-    raise_if_diverged,
-)
+from rl_research.training import callbacks, envs, evaluation, resume
 from rl_research.training.commits import Commits
 from rl_research.training.preparation import Prepared, build
 from rl_research.training.snapshot import Snapshot
@@ -38,6 +29,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
+_Stateful = callbacks.LogRows | callbacks.EvalCallback | callbacks.VideoRecorderCallback
 _PENDING = ("name_to_value", "name_to_count", "name_to_excluded")  # what SB3's logger has yet to dump
 
 
@@ -79,10 +71,10 @@ class Segment:
         self.total = config.experiment.total_timesteps
         self.rows = RowWriter()
         self.commits = Commits(run, uploads)
-        self.logs = LogRows(config.experiment.log_every)
+        self.logs = callbacks.LogRows(config.experiment.log_every)
         self.evaluations = _evaluations(run, self.commits.add_scores) if config.evaluation.enabled else None
         self.films = _films(run) if config.video.enabled and config.video.every else None
-        self.checkpoints = CheckpointCallback(
+        self.checkpoints = callbacks.CheckpointCallback(
             config.checkpoint.every,
             run.dir,
             name_prefix=config.name,
@@ -92,7 +84,7 @@ class Segment:
             save_now=lambda: bool(run.stop),
             on_commit=self._committed,
         )
-        self.progress = ProgressCallback(self.total, config.name, on_progress)
+        self.progress = callbacks.ProgressCallback(self.total, config.name, on_progress)
         self._first: list[BaseCallback] = []
         self._pending: Mapping[str, Any] = {}
         checkpoints.sweep(run.dir)
@@ -123,17 +115,17 @@ class Segment:
                 callback.eval_env.close()
 
     def _learn(self, fresh: bool) -> None:
-        diverged = DivergenceCallback(self.run.config.experiment.log_every)
-        callbacks = [diverged, self.logs, self.evaluations, self.films, self.checkpoints, self.progress]
+        diverged = callbacks.DivergenceCallback(self.run.config.experiment.log_every)
+        called = [diverged, self.logs, self.evaluations, self.films, self.checkpoints, self.progress]
         try:
             self.model.learn(
                 self.total - self.model.num_timesteps,
-                callback=[*self._first, *(callback for callback in callbacks if callback is not None)],
+                callback=[*self._first, *(callback for callback in called if callback is not None)],
                 log_interval=None,  # type: ignore[arg-type]  # None is documented: rows are ours to dump
                 reset_num_timesteps=fresh,
             )
         except ValueError:  # with which torch's distributions refuse NaN
-            raise_if_diverged(self.model)
+            callbacks.raise_if_diverged(self.model)
             raise
         finally:
             self.progress.close()
@@ -150,7 +142,7 @@ class Segment:
                 f"the same command with run_id={self.run.config.run_id} goes on from there."
             )
 
-    def _stateful(self) -> dict[str, LogRows | EvalCallback | VideoRecorderCallback | None]:
+    def _stateful(self) -> dict[str, _Stateful | None]:
         """Return the callbacks that a snapshot keeps, by their name in it; None for what is switched off."""
         return {"logs": self.logs, "evaluations": self.evaluations, "films": self.films}
 
@@ -190,11 +182,11 @@ class Segment:
         self.rows.sinks = (progress, self.run.logger.log_metrics)
 
 
-def _evaluations(run: Run, on_scores: Callable[[Scores, int], None]) -> EvalCallback:
+def _evaluations(run: Run, on_scores: Callable[[Scores, int], None]) -> callbacks.EvalCallback:
     config, section = run.config, run.config.evaluation
     first_seed = section.seed + section.final_episodes  # the final score's seeds stay unseen
-    return EvalCallback(
-        envs.evaluation_env(config, first_seed, min(8, section.episodes)),
+    return callbacks.EvalCallback(
+        envs.evaluation_env(config, first_seed, min(evaluation.COPIES, section.episodes)),
         n_eval_episodes=section.episodes,
         eval_freq=section.every,
         deterministic=section.deterministic,
@@ -206,9 +198,9 @@ def _evaluations(run: Run, on_scores: Callable[[Scores, int], None]) -> EvalCall
     )
 
 
-def _films(run: Run) -> VideoRecorderCallback:
+def _films(run: Run) -> callbacks.VideoRecorderCallback:
     config = run.config
-    return VideoRecorderCallback(
+    return callbacks.VideoRecorderCallback(
         envs.film_env(config, config.evaluation.seed),
         config.video.every,
         deterministic=config.evaluation.deterministic,
