@@ -11,8 +11,8 @@ from typing import Any
 
 from prefect import flow, task
 
-from rl_research.checkpoints import Checkpoint, Scores, find, storage_among
-from rl_research.config import literal_secrets
+from rl_research.checkpoints import Checkpoint, Scores, find
+from rl_research.config import load_storage, refuse_secrets
 from rl_research.orchestration import pipeline
 from rl_research.training import evaluate_checkpoint
 
@@ -31,7 +31,7 @@ def evaluate(
     *overrides* are ``storage.url=URL``, below which a ``run_id`` is looked for besides *runs_dir*, and
     ``storage.options.KEY=VALUE`` for its file system, no secrets among them.
     """
-    literal_secrets.refuse(overrides, checkpoint)
+    refuse_secrets(overrides, checkpoint)
     found = find_checkpoint(checkpoint, overrides, runs_dir)
     return pipeline.told(described(found, score_checkpoint(found, episodes, trust_env)))
 
@@ -50,7 +50,7 @@ def described(found: Checkpoint, scores: Scores) -> dict[str, Any]:
 @task(task_run_name="find {reference}", **pipeline.RETRIED)
 def find_checkpoint(reference: str, overrides: Sequence[str], runs_dir: str) -> Checkpoint:
     """The checkpoint that *reference* names; connection failures are retried."""
-    storage = storage_among(overrides)
+    storage = load_storage(overrides)
     return find(reference, storage.options, runs_dir=runs_dir, url=storage.url)
 
 

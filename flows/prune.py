@@ -12,8 +12,7 @@ from typing import Any
 from prefect import flow, task
 from prefect.client.schemas.objects import State
 
-from rl_research.checkpoints import storage_among
-from rl_research.config import literal_secrets
+from rl_research.config import load_storage, refuse_secrets
 from rl_research.errors import RLResearchError, StorageError
 from rl_research.orchestration import pipeline, publish_pruned
 from rl_research.pruning import Pruned, Rules, prune_place
@@ -36,14 +35,14 @@ def prune(
     It fails, after all else is done, where something could not be removed.
     """
     try:
-        literal_secrets.refuse(overrides, *places)
+        refuse_secrets(overrides, *places)
         rules = Rules(
             grace=parsed_time("grace", grace),
             budget=None if budget is None else parsed_size("budget", budget),
             older_than=parsed_time("older_than", older_than),
             local_checkpoints=local_checkpoints,
             dry_run=dry_run,
-            options=storage_among(overrides).options,
+            options=load_storage(overrides).options,
         )
         found = [prune_one_place(place, rules) for place in places]
         publish_pruned(found, dry_run)

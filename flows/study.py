@@ -13,7 +13,7 @@ from prefect import flow, get_client, runtime
 from prefect.client.schemas.objects import State
 from prefect.states import Failed
 
-from rl_research.config import literal_secrets
+from rl_research.config import refuse_secrets
 from rl_research.errors import Interrupted, RLResearchError
 from rl_research.orchestration import answers, pipeline, publish_study, recovery
 from rl_research.report import write_study
@@ -58,7 +58,7 @@ def outcome_of(
 ) -> dict[str, Any] | State[Any]:
     """Run the study with members that use the Prefect API *api* while it answers, else one of their own."""
     try:
-        literal_secrets.refuse([*overrides, *(word for words in grid for word in words)])
+        refuse_secrets([*overrides, *(word for words in grid for word in words)])
         planned = plan_study(name, overrides, seeds, grid)
         with listening() as stop:
             run_members(planned, stop, at_a_time, lambda: api if api and answers(api) else None)

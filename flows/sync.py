@@ -14,8 +14,7 @@ from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from rl_research.checkpoints import storage_among
-from rl_research.config import literal_secrets
+from rl_research.config import load_storage, refuse_secrets
 from rl_research.orchestration import pipeline, publish_sync, publish_synced_link
 from rl_research.sync import LocalRun, Outcome, Policy, places, reason_not_to_try, server
 
@@ -44,8 +43,8 @@ def sync(
     What fails for now is tried again by its task, then by the next flow run that finds it due. Ends as
     `Failed` if a run is blocked that was not before; the table says what came of each.
     """
-    literal_secrets.refuse(overrides, *where)
-    options = dict(storage_among(overrides).options)
+    refuse_secrets(overrides, *where)
+    options = dict(load_storage(overrides).options)
     policy = Policy(force=force, patient=True)
     with places.opened(where, options, include_online=include_online) as runs:
         account = server.account()

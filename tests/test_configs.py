@@ -24,7 +24,7 @@ from rl_research.config import (
     WandbSettings,
     algorithms,
     choices,
-    compose,
+    compose_config,
     groups,
     load_config,
     settings,
@@ -606,7 +606,7 @@ def test_overrides_may_come_from_any_iterable() -> None:
     """A tuple and a generator are as good as a list."""
     assert load_config(("env=pendulum",)) == load_config(["env=pendulum"])
     assert load_config(line for line in ["env=pendulum"]) == load_config(["env=pendulum"])
-    assert compose(line for line in ["run_id=1_000"])["run_id"] == "1_000"
+    assert compose_config(line for line in ["run_id=1_000"]).run_id == "1_000"
 
 
 # ---------------------------------------------------------------- what it costs

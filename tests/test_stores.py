@@ -23,8 +23,7 @@ from servers import Server, serving
 
 from rl_research import checkpoints
 from rl_research.checkpoints import Checkpoint
-from rl_research.config import load_config
-from rl_research.config.literal_secrets import checkpoint_out_of_sight, out_of_sight, refuse
+from rl_research.config import hide_secrets, hide_secrets_of, load_config, refuse_secrets
 from rl_research.errors import CheckpointDamaged, ConfigError, StorageError
 from rl_research.storage.multipart import PART
 from rl_research.storage.store import Store, below
@@ -421,18 +420,18 @@ def test_secrets_among_overrides_become_variables(monkeypatch: pytest.MonkeyPatc
         "storage.options.key_filename=~/.ssh/id",
         "storage.options.password=${oc.env:HOME}",
     ]  # fmt: skip
-    hidden = out_of_sight(given)
+    hidden = hide_secrets(given)
     assert SECRET not in " ".join(hidden)
     assert load_config(hidden).storage == load_config(given).storage
     assert hidden[:2] + hidden[6:] == given[:2] + given[6:]
-    refuse(hidden, "sftp://me@host/a")
+    refuse_secrets(hidden, "sftp://me@host/a")
     for line in given[2:6]:
         with pytest.raises(ConfigError, match=r"\$\{oc\.env:NAME\}") as caught:
-            refuse([line])
+            refuse_secrets([line])
         assert SECRET not in str(caught.value)
     with pytest.raises(ConfigError, match="password"):
-        refuse([], f"sftp://me:{SECRET}@host/a")
-    reference, words = checkpoint_out_of_sight(f"sftp://me:{SECRET}@host/a", [])
+        refuse_secrets([], f"sftp://me:{SECRET}@host/a")
+    reference, words = hide_secrets_of(f"sftp://me:{SECRET}@host/a", [])
     assert reference == "sftp://me@host/a"
     assert load_config(words).storage.options["password"] == SECRET
 

@@ -33,7 +33,6 @@ from .transfer import (
     download as download,
     is_in as is_in,
     remote_store as remote_store,
-    storage_among as storage_among,
     store_of as store_of,
     upload as upload,
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +10,8 @@ from pydantic import ValidationError
 
 from rl_research.checkpoints.checkpoint import FOLDER, INTENT, MANIFEST, REPLAY, Checkpoint
 from rl_research.checkpoints.manifest import Manifest, StoredFile
-from rl_research.config import Config, StorageSettings, compose, validated
-from rl_research.errors import CheckpointDamaged, ConfigError
+from rl_research.config import Config
+from rl_research.errors import CheckpointDamaged
 from rl_research.storage import TIMEOUT, Store, below
 from rl_research.system import make_durable, sha256
 
@@ -104,18 +104,6 @@ def store_of(config: Config) -> Store | None:
     if section.url is None or config.run_id is None:
         return None
     return remote_store(section.url, section.options, config.run_id, section.timeout)
-
-
-def storage_among(overrides: Iterable[str]) -> StorageSettings:
-    """The storage that *overrides* describe, where nothing else is taken; `ConfigError`."""
-    lines = list(overrides)
-    for line in lines:
-        if not line.lstrip("+").startswith(("storage.options.", "storage.url=")):
-            raise ConfigError(
-                f"'{line}': a checkpoint brings its own configuration; only storage.url=URL and "
-                "storage.options.KEY=VALUE are taken here."
-            )
-    return validated(Config, compose(lines)).storage  # no algorithm is checked, nor imported
 
 
 def _content(store: Store, name: str) -> bytes | None:

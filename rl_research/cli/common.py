@@ -46,9 +46,9 @@ def split_storage(words: Sequence[str]) -> tuple[list[str], list[str]]:
 
 def lookup(overrides: Sequence[str], runs_dir: str) -> dict[str, Any]:
     """Return where the verb looks for runs, as `checkpoints.find` takes it."""
-    from rl_research.checkpoints import storage_among
+    from rl_research.config import load_storage
 
-    storage = storage_among(overrides)
+    storage = load_storage(overrides)
     return {"options": dict(storage.options), "runs_dir": runs_dir, "url": storage.url}
 
 

@@ -36,10 +36,10 @@ def evaluate(
     """Score a checkpoint on held-out seeds."""
     with own_stdout(as_json) as answer:
         from rl_research.checkpoints import find
-        from rl_research.config import checkpoint_out_of_sight
+        from rl_research.config import hide_secrets_of
         from rl_research.storage import is_transient
 
-        reference, words = checkpoint_out_of_sight(checkpoint, overrides)
+        reference, words = hide_secrets_of(checkpoint, overrides)
         try:  # a mistake is found before a flow run exists
             reference = find(reference, **lookup(words, runs_dir)).address
         except Exception as error:

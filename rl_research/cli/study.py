@@ -39,13 +39,13 @@ def study(
     A study of the same NAME goes on where it stopped.
     """
     with own_stdout(as_json) as answer:
-        from rl_research.config import out_of_sight
+        from rl_research.config import hide_secrets
         from rl_research.report import study_markdown
         from rl_research.studies import plan_study
 
         grid = [shlex.split(setting) for setting in settings]
         plan_study(name, overrides, seeds, grid)  # a mistake is found before anything is started
-        words = (name, out_of_sight(overrides), seeds, [out_of_sight(setting) for setting in grid], at_a_time)
+        words = (name, hide_secrets(overrides), seeds, [hide_secrets(setting) for setting in grid], at_a_time)
         with prefect_api() as api:
             from rl_research.flows import study as flows
             from rl_research.orchestration import call_flow

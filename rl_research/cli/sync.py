@@ -95,9 +95,9 @@ def _once(words: Sequence[str], wanted: _Wanted, policy: Policy, say: Callable[[
 
 
 def _store_options(overrides: Sequence[str]) -> dict[str, Any]:
-    from rl_research.checkpoints import storage_among  # with fsspec, which a look at local runs does not need
+    from rl_research.config import load_storage  # with Hydra, which a look at local runs does not need
 
-    return dict(storage_among(overrides).options)
+    return dict(load_storage(overrides).options)
 
 
 def _would_send(runs: Sequence[LocalRun], say: Callable[[str], None], policy: Policy) -> list[Outcome]:

@@ -32,12 +32,12 @@ class _Settings(click.Command):
 @click.option("--cfg", is_flag=True, help="Print the composed configuration.")
 def train(overrides: tuple[str, ...], as_json: bool, cfg: bool) -> None:
     """Train, score and report one experiment."""
-    from rl_research.config import load_config, out_of_sight
+    from rl_research.config import hide_secrets, load_config
 
     config = load_config(overrides)
-    words = out_of_sight(overrides)
+    words = hide_secrets(overrides)
     if cfg:
-        sys.stdout.write(_composed(words))
+        sys.stdout.write(_shown_as_yaml(config))
         return
     with own_stdout(as_json) as answer:
         from rl_research.training import finished_result, preflight
@@ -76,27 +76,26 @@ def _trained_without_prefect(overrides: Sequence[str], flow_run_id: str) -> dict
     return (record or run_all_stages(experiment).record).result
 
 
-def _composed(words: Sequence[str]) -> str:
+def _shown_as_yaml(config: Config) -> str:
     import yaml
 
-    from rl_research.config import compose
     from rl_research.tracking import public
 
-    composed = compose(words)
+    composed = config.model_dump(mode="json")
     composed["storage"] = public(composed["storage"])
     return yaml.safe_dump(composed, sort_keys=False, allow_unicode=True)
 
 
 def help_on_settings() -> str:
     """Return the groups and settings, straight from the schema and the folder of configurations."""
-    from rl_research.config import Config, choices, compose, groups, settings, validated
+    from rl_research.config import choices, compose_config, groups, settings
 
     lines = ["usage: rl-research train [key=value …] [--json] [--cfg] [-h]", "", "groups:"]
     for group in groups():
         text = textwrap.fill(", ".join(choices(group)), 96, subsequent_indent=" " * 20)
         lines.append(f"  {group + '=NAME':<17} {text}")
     lines += ["", "settings, with their defaults:"]
-    defaults = validated(Config, compose()).model_dump(mode="json")
+    defaults = compose_config().model_dump(mode="json")
     for name, meaning in settings().items():
         lines.append(f"  {name + '=' + _shown(_at(defaults, name)):<38} {meaning}")
     lines += [

@@ -23,9 +23,9 @@ def verify(
     with own_stdout(as_json) as answer:
         from rl_research import training
         from rl_research.checkpoints import find
-        from rl_research.config import checkpoint_out_of_sight
+        from rl_research.config import hide_secrets_of
 
-        reference, words = checkpoint_out_of_sight(checkpoint, overrides)
+        reference, words = hide_secrets_of(checkpoint, overrides)
         found = find(reference, **lookup(words, runs_dir))
         answer.result(training.verify(found, evaluate=evaluate, trust_env=trust_env), _table)
 

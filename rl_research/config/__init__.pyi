@@ -1,3 +1,8 @@
+from .algorithms import (
+    ON_POLICY as ON_POLICY,
+    algorithm_class as algorithm_class,
+    constructor_arguments as constructor_arguments,
+)
 from .composition import (
     CONFIG_DIR as CONFIG_DIR,
     RUN_DIR as RUN_DIR,
@@ -6,19 +11,24 @@ from .composition import (
     plain as plain,
 )
 from .experiment import (
-    Config as Config,
     Experiment as Experiment,
-    check as check,
-    compose as compose,
+    check_algorithm as check_algorithm,
+    compose_config as compose_config,
     compose_experiment as compose_experiment,
     load_config as load_config,
-    settings as settings,
-    validated as validated,
+    load_storage as load_storage,
 )
-from .literal_secrets import checkpoint_out_of_sight as checkpoint_out_of_sight, out_of_sight as out_of_sight
+from .literal_secrets import (
+    hide_secrets as hide_secrets,
+    hide_secrets_of as hide_secrets_of,
+    refuse_secrets as refuse_secrets,
+)
 from .messages import did_you_mean as did_you_mean
 from .schema import (
     CheckpointSettings as CheckpointSettings,
+    Config as Config,
     StorageSettings as StorageSettings,
     WandbSettings as WandbSettings,
+    settings as settings,
+    validated as validated,
 )

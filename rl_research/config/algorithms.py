@@ -1,7 +1,7 @@
-"""A name and plain values, as a configuration holds them, turned into an SB3 algorithm's arguments.
+"""An algorithm's name and plain values, checked, and turned into what SB3's constructor takes.
 
-A constructor's own signature says what it takes; what it leaves open, this module knows. Names are
-looked up in tables, so a configuration can never name code to run.
+A constructor's own signature says what it takes; what it leaves open stands here. Names are looked up in
+tables, so a configuration can never name code to run.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from rl_research.config import batches, signatures
+from rl_research.config import signatures
 from rl_research.config.frozen import thaw
-from rl_research.config.messages import did_you_mean, shown
+from rl_research.config.messages import did_you_mean, members, shown
 from rl_research.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -46,12 +46,12 @@ _CLASSES = {
 
 
 def names() -> list[str]:
-    """Every algorithm that can be named."""
+    """Return every algorithm that can be named."""
     return sorted(_SB3 + _CONTRIB)
 
 
 def algorithm_class(name: str) -> type[BaseAlgorithm]:
-    """The class called *name*; `ConfigError` if there is none or its package is not installed."""
+    """Return the class called *name*; `ConfigError` if there is none or its package is not installed."""
     signatures.check_choice("algorithm.name", name, names(), "algorithm")
     package = "stable_baselines3" if name in _SB3 else "sb3_contrib"
     try:
@@ -93,15 +93,52 @@ def check(name: str, policy: str, params: Mapping[str, Any]) -> None:
 def check_batch(name: str, params: Mapping[str, Any], n_envs: int) -> None:
     """Raise `ConfigError` if what is collected and what is learned from do not fit together."""
     defaults = inspect.signature(algorithm_class(name).__init__).parameters
-    given = {
-        key: params.get(key, defaults[key].default)
-        for key in ("batch_size", "buffer_size", "n_steps", "normalize_advantage", "train_freq")
-        if key in defaults
-    }
-    if name in ON_POLICY:
-        batches.check_rollout(given, n_envs)
-    else:
-        batches.check_replay(given, n_envs)
+    keys = ("batch_size", "buffer_size", "n_steps", "normalize_advantage", "train_freq")
+    given = {key: params.get(key, defaults[key].default) for key in keys if key in defaults}
+    (_check_rollout if name in ON_POLICY else _check_replay)(given, n_envs)
+
+
+def _check_rollout(given: Mapping[str, Any], n_envs: int) -> None:
+    """Raise unless minibatches divide the rollout: SB3 only warns, and then weighs the last one's more."""
+    n_steps, normalizes = given["n_steps"], given["normalize_advantage"]
+    rollout = n_steps * n_envs
+    count = f"n_steps × n_envs = {n_steps} × {n_envs} = {rollout} transition{'s' if rollout > 1 else ''}"
+    if normalizes and rollout == 1:
+        raise ConfigError(
+            f"algorithm.params.n_steps={n_steps}: a rollout of {count} has no spread to normalize by. "
+            "Choose a larger n_steps."
+        )
+    batch_size = given.get("batch_size", rollout)
+    if rollout % batch_size:
+        raise ConfigError(
+            f"algorithm.params.batch_size={batch_size}: it does not divide a rollout of {count}. "
+            f"Choose a divisor, such as {_divisors_near(rollout, batch_size)}."
+        )
+    if normalizes and batch_size == 1:
+        raise ConfigError(
+            "algorithm.params.batch_size=1: one transition has no spread to normalize by. "
+            f"Choose a divisor of {rollout} that is greater, such as {rollout}."
+        )
+
+
+def _check_replay(given: Mapping[str, Any], n_envs: int) -> None:
+    if given["batch_size"] > given["buffer_size"]:
+        raise ConfigError(
+            f"algorithm.params.batch_size={given['batch_size']}: the replay buffer holds only "
+            f"buffer_size = {given['buffer_size']} transitions. Choose a larger buffer_size."
+        )
+    freq = given["train_freq"]
+    if n_envs > 1 and isinstance(freq, list | tuple) and freq[1] == "episode":
+        raise ConfigError(
+            f"{shown('algorithm.params.train_freq', freq)}: {n_envs} environments do not end their "
+            "episodes together. Count steps, as in [1,step], or set env.n_envs=1."
+        )
+
+
+def _divisors_near(rollout: int, batch_size: int) -> str:
+    small = [d for d in range(1, math.isqrt(rollout) + 1) if rollout % d == 0]
+    divisors = {d for d in [*small, *(rollout // d for d in small)] if d > 1} or {rollout}
+    return " or ".join(map(str, sorted(sorted(divisors, key=lambda d: abs(d - batch_size))[:2])))
 
 
 def check_normalize(arguments: Mapping[str, Any]) -> None:
@@ -123,7 +160,7 @@ def _check_param(where: str, key: str, value: Any, annotation: Any) -> None:
         if not math.isfinite(start):
             raise ConfigError(f"{where}={value}: should be lin_ and a number, such as lin_0.001.")
         return signatures.check_range(where, key, start, value)
-    if key == "ent_coef" and isinstance(value, str) and str in signatures.members(annotation):
+    if key == "ent_coef" and isinstance(value, str) and str in members(annotation):
         if not _AUTO.fullmatch(value):
             raise ConfigError(f"{where}={value}: should be a number, 'auto' or 'auto_0.1'.")
     elif key == "target_entropy" and isinstance(value, str) and value != "auto":
@@ -133,7 +170,7 @@ def _check_param(where: str, key: str, value: Any, annotation: Any) -> None:
 
 
 def _takes_schedule(annotation: Any) -> bool:
-    return any("Callable" in repr(member) for member in signatures.members(annotation))
+    return any("Callable" in repr(member) for member in members(annotation))
 
 
 def _linear_start(value: Any) -> float | None:
@@ -223,7 +260,7 @@ def _check_net_arch(where: str, value: Any, heads: tuple[str, str]) -> None:
 def constructor_arguments(
     params: Mapping[str, Any], action_space: spaces.Space[Any], n_envs: int
 ) -> dict[str, Any]:
-    """*params* as the constructor takes them: schedules, noises, classes and tuples made."""
+    """Return *params* as the constructor takes them: schedules, noises, classes and tuples made."""
     made = {key: _made(value) for key, value in params.items()}
     if noise := params.get("action_noise"):
         made["action_noise"] = _noise(noise, action_space, n_envs)

@@ -1,14 +1,13 @@
 """From a list of overrides to plain dicts, by way of Hydra and OmegaConf.
 
-Hydra puts the chosen groups together. The other overrides are applied here, for Hydra alone would
-refuse a new key of ``algorithm.params``, advise a ``+`` that hides typos, and answer mistakes in
-terms of its own insides. What may be set is decided by the schema in `rl_research.config.experiment`.
+Hydra puts the chosen files together. The other overrides are applied here, for Hydra alone would refuse a
+new key of ``algorithm.params``, advise a ``+`` that hides typos, and answer mistakes in terms of its own
+insides. What may be set is decided by `rl_research.config.schema`.
 """
 
 from __future__ import annotations
 
 import re
-import sys
 import threading
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -18,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel
 
 from rl_research.config.messages import did_you_mean, shown, spelt
-from rl_research.config.overrides import SEARCHPATH, read
+from rl_research.config.overrides import SEARCHPATH, parse
 from rl_research.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -39,18 +38,17 @@ _hydra_lock = threading.RLock()  # Hydra's compose API keeps its state in a proc
 
 
 def compose(overrides: Iterable[str] = (), verbatim: Collection[str] = ()) -> dict[str, Any]:
-    """The configuration that *overrides* describe, as plain dicts, lists and scalars.
+    """Return the configuration that *overrides* describe, as plain dicts, lists and scalars.
 
     A setting in *verbatim* keeps the text it was given, where Hydra would make ``1_000`` a number.
-
-    ``experiment.published`` is the score of exactly what the experiment file says: it becomes null
-    when the algorithm, the environment or the budget are others than in that file.
+    ``experiment.published`` is the score of exactly what the experiment file says: it becomes null when
+    the algorithm, the environment or the budget are others than in that file. Raises `ConfigError`.
     """
     import hydra
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    selected, changes = read({group: choices(group) for group in groups()}, overrides)
+    selected, changes = parse(overrides, {group: choices(group) for group in groups()})
     try:
         with _fresh_hydra(), hydra.initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
             config, chosen = _selected(selected.values())
@@ -70,35 +68,32 @@ def compose(overrides: Iterable[str] = (), verbatim: Collection[str] = ()) -> di
 
 
 def plain(config: Mapping[str, Any] | BaseModel, output_dir: str = RUN_DIR) -> dict[str, Any]:
-    """*config*, of whatever kind, as plain dicts, lists and scalars with interpolations resolved.
+    """Return *config*, of whatever kind, as plain dicts, lists and scalars with interpolations resolved.
 
-    ``${hydra:runtime.output_dir}`` means Hydra's own folder under ``@hydra.main`` and *output_dir*
+    ``${hydra:runtime.output_dir}`` means Hydra's own folder under ``@hydra.main``, and *output_dir*
     elsewhere, where Hydra itself raises.
     """
     if isinstance(config, BaseModel):
         return config.model_dump(mode="json")
-    if "omegaconf" not in sys.modules:
+    if not type(config).__module__.startswith("omegaconf."):  # asked without importing it
         return dict(config)
     from hydra.core.hydra_config import HydraConfig
-    from omegaconf import DictConfig, OmegaConf
+    from omegaconf import OmegaConf
 
-    if not isinstance(config, DictConfig):
-        return dict(config)
-    if HydraConfig.initialized() and HydraConfig.get().runtime.output_dir:
-        resolved = OmegaConf.to_container(config, resolve=True)
-    else:
-        resolved = OmegaConf.to_container(_without_hydra(config, output_dir), resolve=True)
-    assert isinstance(resolved, dict)
+    if not (HydraConfig.initialized() and HydraConfig.get().runtime.output_dir):
+        unresolved = OmegaConf.to_container(config, resolve=False)
+        config = OmegaConf.create(_with_output_dir(unresolved, output_dir))
+    resolved: dict[Any, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]  # as it is a mapping
     return {str(key): value for key, value in resolved.items()}
 
 
 def choices(group: str) -> list[str]:
-    """The names that *group* offers, such as ``cartpole`` and ``pendulum`` for ``env``."""
+    """Return the names that *group* offers, such as ``cartpole`` and ``pendulum`` for ``env``."""
     return sorted(path.stem for path in (CONFIG_DIR / group).glob("*.yaml") if path.stem != "base")
 
 
 def groups() -> list[str]:
-    """The groups a configuration is put together from."""
+    """Return the groups that a configuration is put together from."""
     return sorted(path.name for path in CONFIG_DIR.iterdir() if path.is_dir())
 
 
@@ -116,26 +111,20 @@ def _fresh_hydra() -> Iterator[None]:
             GlobalHydra.instance().hydra = borrowed
 
 
-def _without_hydra(config: DictConfig, output_dir: str) -> DictConfig:
-    """*config* with Hydra's run folder spelt out, which Hydra resolves only in its own main."""
-    from omegaconf import OmegaConf
-
-    def spelt_out(value: Any) -> Any:
-        if isinstance(value, str):
-            return _OUTPUT_DIR.sub(lambda _: output_dir, value)
-        if isinstance(value, dict):
-            return {key: spelt_out(member) for key, member in value.items()}
-        return [spelt_out(member) for member in value] if isinstance(value, list) else value
-
-    content: dict[Any, Any] = spelt_out(OmegaConf.to_container(config, resolve=False))
-    return OmegaConf.create(content)
+def _with_output_dir(value: Any, output_dir: str) -> Any:
+    """Return *value* with Hydra's run folder spelt out, which Hydra resolves only in its own main."""
+    if isinstance(value, str):
+        return _OUTPUT_DIR.sub(lambda _: output_dir, value)
+    if isinstance(value, dict):
+        return {key: _with_output_dir(member, output_dir) for key, member in value.items()}
+    return [_with_output_dir(member, output_dir) for member in value] if isinstance(value, list) else value
 
 
 # ---------------------------------------------------------------- putting it together
 
 
 def _selected(lines: Iterable[str]) -> tuple[DictConfig, dict[str, str | None]]:
-    """What Hydra makes of the chosen files, and the name of the file chosen from each group."""
+    """Return what Hydra makes of the chosen files, and the name of the file chosen from each group."""
     import hydra
     from omegaconf import open_dict
 
@@ -155,24 +144,14 @@ def _change(config: DictConfig, override: Override, verbatim: Collection[str]) -
         return _delete(config, key)
     if key in verbatim and isinstance(value, int | float):
         value = (override.input_line or "").partition("=")[2].strip().strip("'")
-    try:
-        OmegaConf.update(config, key, value, merge=True, force_add=True)
-    except (OmegaConfBaseException, ValueError):  # ValueError: a list's index that is no number
-        _replace(config, key, value)
-
-
-def _replace(config: DictConfig, key: str, value: Any) -> None:
-    """A list where a mapping was, or the reverse; the schema will say which of them it wants."""
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
-    try:
-        OmegaConf.update(config, key, value, merge=False, force_add=True)
-    except (OmegaConfBaseException, ValueError):
-        parent = key.rpartition(".")[0]
-        raise ConfigError(
-            f"{shown(key, value)}: {parent} is a list, so give it whole, as in {parent}=[a,b]."
-        ) from None
+    # Not merged: a list where a mapping was, or the reverse; the schema says which of them it wants.
+    for merge in (True, False):
+        try:
+            return OmegaConf.update(config, key, value, merge=merge, force_add=True)
+        except (OmegaConfBaseException, ValueError):  # ValueError: a list's index that is no number
+            continue
+    parent = key.rpartition(".")[0]
+    raise ConfigError(f"{shown(key, value)}: {parent} is a list, so give it whole, as in {parent}=[a,b].")
 
 
 def _delete(config: DictConfig, key: str) -> None:

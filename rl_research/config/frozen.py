@@ -10,39 +10,37 @@ def _refuse(self: object, *_: Any, **__: Any) -> NoReturn:
 
 
 class FrozenDict(dict[str, Any]):
-    """A dict without the methods that change it; ``dict(it)`` is an ordinary one again."""
+    """Dict without the methods that change it; ``dict(it)`` is an ordinary one again."""
 
-    __setitem__ = __delitem__ = __ior__ = _refuse
-    clear = pop = popitem = setdefault = update = _refuse
+    __setitem__ = __delitem__ = __ior__ = clear = pop = popitem = setdefault = update = _refuse
 
     def __reduce__(self) -> tuple[Any, ...]:  # pickle and deepcopy would fill an empty one
         return type(self), (dict(self),)
 
 
 class FrozenList(list[Any]):
-    """A list without the methods that change it; ``list(it)`` is an ordinary one again."""
+    """List without the methods that change it; ``list(it)`` is an ordinary one again."""
 
-    __setitem__ = __delitem__ = __iadd__ = __imul__ = _refuse
-    append = extend = insert = pop = remove = _refuse
-    clear = reverse = sort = _refuse
+    __setitem__ = __delitem__ = __iadd__ = __imul__ = append = extend = insert = _refuse
+    pop = remove = clear = reverse = sort = _refuse
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (list(self),)
 
 
 def freeze(value: Any) -> Any:
-    """*value* with every dict and list in it frozen, at any depth."""
-    if isinstance(value, dict):
-        return FrozenDict({key: freeze(member) for key, member in value.items()})
-    if isinstance(value, list | tuple):
-        return FrozenList(freeze(member) for member in value)
-    return value
+    """Return *value* with every dict and list in it frozen, at any depth."""
+    return _rebuilt(value, FrozenDict, FrozenList)
 
 
 def thaw(value: Any) -> Any:
-    """A copy of *value* in ordinary dicts and lists, at any depth."""
+    """Return a copy of *value* in ordinary dicts and lists, at any depth."""
+    return _rebuilt(value, dict, list)
+
+
+def _rebuilt(value: Any, a_dict: type[dict[str, Any]], a_list: type[list[Any]]) -> Any:
     if isinstance(value, dict):
-        return {key: thaw(member) for key, member in value.items()}
+        return a_dict({key: _rebuilt(member, a_dict, a_list) for key, member in value.items()})
     if isinstance(value, list | tuple):
-        return [thaw(member) for member in value]
+        return a_list(_rebuilt(member, a_dict, a_list) for member in value)
     return value

@@ -1,4 +1,4 @@
-"""Secrets among overrides: out of sight before the list goes anywhere, refused where it has been.
+"""Secrets among overrides: hidden before the list goes anywhere, refused where it has been.
 
 An experiment's overrides are parameters of its flow run, which Prefect stores and shows. A secret
 therefore travels as ``${oc.env:NAME}``.
@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, NoReturn
 
 from rl_research.config.messages import spelt
 from rl_research.config.overrides import parsed
@@ -20,103 +20,76 @@ _OPTIONS = "storage.options"
 _URL = "storage.url"
 
 
-def out_of_sight(overrides: Iterable[str]) -> list[str]:
-    """*overrides* with each literal secret in a variable of this process instead, which they name."""
-    return [_without_secrets(line) for line in overrides]
+def hide_secrets(overrides: Iterable[str]) -> list[str]:
+    """Return *overrides* with a variable of this process, which is set, in the place of each secret."""
+    return [_replaced_in(line, _keep) for line in overrides]
 
 
-def checkpoint_out_of_sight(reference: str, overrides: Iterable[str]) -> tuple[str, list[str]]:
-    """The same where the checkpoint *reference* may be a URL with a password in it."""
-    hidden = out_of_sight(overrides)
+def hide_secrets_of(reference: str, overrides: Iterable[str]) -> tuple[str, list[str]]:
+    """Do the same where the checkpoint *reference* may be a URL with a password in it."""
+    hidden = hide_secrets(overrides)
     if (password := password_in(reference)) is None:
         return reference, hidden
-    hidden.append(f"{_OPTIONS}.password={_kept(f'{_OPTIONS}.password', password)}")
-    return _without(reference, password, ""), hidden
+    hidden.append(f"{_OPTIONS}.password={_keep(f'{_OPTIONS}.password', password)}")
+    return reference.replace(f":{password}@", "@", 1), hidden
 
 
-def refuse(overrides: Iterable[str], *urls: str) -> None:
+def refuse_secrets(overrides: Iterable[str], *urls: str) -> None:
     """Raise `ConfigError` if *overrides* or *urls* hold a literal secret, naming the setting."""
-    for url in urls:
-        if password_in(url) is not None:
-            raise ConfigError(
-                "The URL holds a password, which Prefect would store and show. Leave it out and give "
-                f"{_OPTIONS}.password='${{oc.env:NAME}}'."
-            )
+    if any(password_in(url) is not None for url in urls):
+        raise ConfigError(
+            "The URL holds a password, which Prefect would store and show. Leave it out and give "
+            f"{_OPTIONS}.password='${{oc.env:NAME}}'."
+        )
     for line in overrides:
-        for path, _ in _secrets(line):
-            raise ConfigError(
-                f"{path}: a secret in a flow's parameters would be stored and shown by Prefect. Leave "
-                "it to the client's own variables or profile, or write '${oc.env:NAME}' in its place."
-            )
+        _replaced_in(line, _refuse)
 
 
-def _without_secrets(line: str) -> str:
-    found = dict(_secrets(line))
-    if not found:
-        return line
-    override = parsed(line)
-    key = override.key_or_group
-    if key == _URL:
-        password = found[_URL]
-        return f"{key}={_spelt(_without(str(override.value()), password, _kept(_URL, password)))}"
-    value = _replaced(key, override.value(), {path: _kept(path, found[path]) for path in found})
-    sign = line[: len(line) - len(line.lstrip("+"))]
-    return f"{sign}{key}={_spelt(value)}"
+def _refuse(path: str, _: object) -> NoReturn:
+    raise ConfigError(
+        f"{path}: a secret in a flow's parameters would be stored and shown by Prefect. Leave "
+        "it to the client's own variables or profile, or write '${oc.env:NAME}' in its place."
+    )
 
 
-def _secrets(line: str) -> Iterator[tuple[str, Any]]:
-    """Each literal secret in *line*, by the path of its setting; nothing where it is no override."""
-    if not isinstance(line, str) or not line.lstrip("+ ").startswith("storage"):
-        return
-    try:
-        override = parsed(line)
-    except ConfigError:
-        return  # whoever reads the list says what is wrong with it
-    if override.is_delete():
-        return
-    yield from _below(override.key_or_group, override.value())
-
-
-def _below(path: str, value: Any) -> Iterator[tuple[str, Any]]:
-    if isinstance(value, dict | list):
-        for name, member in value.items() if isinstance(value, dict) else enumerate(value):
-            yield from _below(f"{path}.{name}", member)
-    elif path == _URL:
-        if isinstance(value, str) and (password := password_in(value)) is not None:
-            yield path, password
-    elif _is_secret(path, value):
-        yield path, value
-
-
-def _is_secret(path: str, value: Any) -> bool:
-    return path.startswith(f"{_OPTIONS}.") and is_secret_option(path.rpartition(".")[2], value)
-
-
-def _replaced(path: str, value: Any, by_path: dict[str, str]) -> Any:
-    if isinstance(value, dict):
-        return {name: _replaced(f"{path}.{name}", m, by_path) for name, m in value.items()}
-    if isinstance(value, list):
-        return [_replaced(f"{path}.{index}", m, by_path) for index, m in enumerate(value)]
-    return by_path.get(path, value)
-
-
-def _kept(path: str, value: Any) -> str:
-    """Keep *value* in a variable of this process; how an override refers to it."""
+def _keep(path: str, value: object) -> str:
+    """Keep *value* in a variable of this process; return how an override refers to it."""
     name = "RL_RESEARCH_" + re.sub(r"\W+", "_", path).upper()
     os.environ[name] = str(value)
     return f"${{oc.env:{name}}}"
 
 
-def _without(url: str, password: str, reference: str) -> str:
-    return url.replace(f":{password}@", f":{reference}@" if reference else "@", 1)
+def _replaced_in(line: str, replace: Callable[[str, object], str]) -> str:
+    """Return *line* with what *replace* makes, of its path and itself, of each literal secret."""
+    if not isinstance(line, str) or not line.lstrip("+ ").startswith("storage"):
+        return line
+    try:
+        override = parsed(line)
+    except ConfigError:
+        return line  # whoever reads the list says what is wrong with it
+    if override.is_delete():
+        return line
+    before = override.value()
+    after = _replaced(override.key_or_group, before, replace)
+    sign = line[: len(line) - len(line.lstrip("+"))]
+    return line if after == before else f"{sign}{override.key_or_group}={_quoted(after)}"
 
 
-def _spelt(value: Any) -> str:
-    """*value* in the grammar of overrides, every text in quotes."""
+def _replaced(path: str, value: Any, replace: Callable[[str, object], str]) -> Any:
     if isinstance(value, dict):
-        return "{" + ",".join(f"{name}:{_spelt(member)}" for name, member in value.items()) + "}"
+        return {name: _replaced(f"{path}.{name}", member, replace) for name, member in value.items()}
     if isinstance(value, list):
-        return "[" + ",".join(_spelt(member) for member in value) + "]"
-    if isinstance(value, str):
-        return "'" + value.replace("'", "\\'") + "'"
-    return spelt(value)
+        return [_replaced(f"{path}.{index}", member, replace) for index, member in enumerate(value)]
+    if path == _URL and isinstance(value, str) and (password := password_in(value)) is not None:
+        return value.replace(f":{password}@", f":{replace(path, password)}@", 1)
+    is_secret = path.startswith(f"{_OPTIONS}.") and is_secret_option(path.rpartition(".")[2], value)
+    return replace(path, value) if is_secret else value
+
+
+def _quoted(value: Any) -> str:
+    """Return *value* in the grammar of overrides, every text in quotes."""
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{name}:{_quoted(member)}" for name, member in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ",".join(map(_quoted, value)) + "]"
+    return "'" + value.replace("'", "\\'") + "'" if isinstance(value, str) else spelt(value)

@@ -1,7 +1,7 @@
-"""A list of overrides, read: which of them choose a file, and which change a setting.
+"""A list of overrides, parsed: some choose the file of a group, the others change a setting.
 
-Hydra's grammar, made kinder to what a shell leaves of quotes; what is not an override, or chooses
-what nobody offers, is said in the terms of the line that was given.
+The grammar is Hydra's, made kinder to what a shell leaves of quotes. A line that is no override, or
+chooses what nobody offers, is refused in its own terms.
 """
 
 from __future__ import annotations
@@ -17,36 +17,9 @@ if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
 
 SEARCHPATH = "hydra.searchpath"
-Offer = Mapping[str, Collection[str]]
+Groups = Mapping[str, Collection[str]]
 
 _MEMBER = re.compile(r"""'[^']*'|"[^"]*"|[^\[\]{}:,'"]+""")
-
-
-def read(offered: Offer, overrides: Iterable[str]) -> tuple[dict[str, str], list[Override]]:
-    """The lines that choose a file, of which the last one of a group counts; and all others.
-
-    *offered* are the groups, each with the names it offers.
-    """
-    every = [parsed(line, offered) for line in as_lines(overrides)]
-    searched = any(override.key_or_group == SEARCHPATH for override in every)
-    selected: dict[str, str] = {}
-    changes = []
-    for override in every:
-        key, line = override.key_or_group, override.input_line or ""
-        if key == SEARCHPATH:
-            selected[key] = line
-        elif re.match(r"hydra([./@]|$)", key):
-            raise ConfigError(f"'{line}': hydra settings are not part of an experiment.")
-        elif override.package is not None:
-            raise ConfigError(f"'{line}': a package is not part of an experiment; write {key}=NAME.")
-        elif key not in offered:
-            changes.append(override)
-        else:
-            _check_choice(override, offered[key], searched)
-            selected[key] = line
-            if key == "experiment" and override.value() is None:
-                del selected[key]
-    return selected, changes
 
 
 def as_lines(overrides: Iterable[str]) -> tuple[str, ...]:
@@ -61,8 +34,35 @@ def as_lines(overrides: Iterable[str]) -> tuple[str, ...]:
     return tuple(overrides)
 
 
-def parsed(line: object, offered: Offer = {}) -> Override:  # noqa: B006  # never changed
-    """One line of *overrides*; `ConfigError` if it is none. A group is known by what is *offered*."""
+def parse(overrides: Iterable[str], groups: Groups) -> tuple[dict[str, str], list[Override]]:
+    """Return the line that chooses the file of each group, the last one counts; and the other overrides.
+
+    *groups* are the names that each group offers. Raises `ConfigError`.
+    """
+    every = [parsed(line, groups) for line in as_lines(overrides)]
+    has_searchpath = any(override.key_or_group == SEARCHPATH for override in every)
+    chosen: dict[str, str] = {}
+    changes = []
+    for override in every:
+        key, line = override.key_or_group, override.input_line or ""
+        if key == SEARCHPATH:
+            chosen[key] = line
+        elif re.match(r"hydra([./@]|$)", key):
+            raise ConfigError(f"'{line}': hydra settings are not part of an experiment.")
+        elif override.package is not None:
+            raise ConfigError(f"'{line}': a package is not part of an experiment; write {key}=NAME.")
+        elif key not in groups:
+            changes.append(override)
+        else:
+            _check_choice(override, groups[key], has_searchpath)
+            chosen[key] = line
+            if key == "experiment" and override.value() is None:
+                del chosen[key]
+    return chosen, changes
+
+
+def parsed(line: object, groups: Collection[str] = ()) -> Override:
+    """Return *line* as Hydra reads it; `ConfigError` if it is no override of one value."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
@@ -74,7 +74,7 @@ def parsed(line: object, offered: Offer = {}) -> Override:  # noqa: B006  # neve
         except HydraException:
             continue
         if override.is_sweep_override():
-            raise ConfigError(_one_value(offered, line))
+            raise ConfigError(_asking_for_one_value(line, groups))
         return override
     raise ConfigError(
         f"{_quoted(line)} is not an override: write key=value, a list as 'key=[a,b]', a mapping as "
@@ -83,7 +83,7 @@ def parsed(line: object, offered: Offer = {}) -> Override:  # noqa: B006  # neve
 
 
 def _spellings(line: str) -> Iterator[str]:
-    """*line*, and *line* with the quotes that spaces and Unicode need and that a shell eats."""
+    """Yield *line*, and *line* with the quotes that spaces and Unicode need and that a shell eats."""
     key, equals, value = line.partition("=")
     if not key.strip():
         return
@@ -100,43 +100,35 @@ def _member_in_quotes(found: re.Match[str]) -> str:
 
 
 def _quoted(line: str) -> str:
-    """*line* in quotes, without a value that may be a secret."""
+    """Return *line* in quotes, without a value that may be a secret."""
     key = line.partition("=")[0]
-    return f"'{key if _is_secret(key) else spelt(line)}'"
+    return f"'{key if _may_be_secret(key) else spelt(line)}'"
 
 
-def _is_secret(key: str) -> bool:
+def _may_be_secret(key: str) -> bool:
     return key.lstrip("+~ ").startswith("storage.options")
 
 
-def _one_value(offered: Offer, line: str) -> str:
+def _asking_for_one_value(line: str, groups: Collection[str]) -> str:
     key, _, value = line.partition("=")
-    key = key.lstrip("+")
-    if key in offered:
-        return f"'{line}': one experiment takes one value for {key}. Choose one, such as " + (
-            f"{key}={value.split(',')[0].strip()}."
-        )
-    value = "a,b" if _is_secret(key) else value
-    return (
-        f"{_quoted(line)}: one experiment takes one value for {key}; a list is written "
-        f"{key}=[{value}], a text with commas \"{key}='{value}'\"."
-    )
+    asking = f"{_quoted(line)}: one experiment takes one value for {(key := key.lstrip('+'))}"
+    if key in groups:
+        return f"{asking}. Choose one, such as {key}={value.split(',')[0].strip()}."
+    value = "a,b" if _may_be_secret(key) else value
+    return f"{asking}; a list is written {key}=[{value}], a text with commas \"{key}='{value}'\"."
 
 
-def _check_choice(override: Override, known: Collection[str], searched: bool) -> None:
+def _check_choice(override: Override, known: Collection[str], has_searchpath: bool) -> None:
+    """Raise `ConfigError` unless the override chooses one of *known*, or maybe a file of the user's own."""
     group, choice = override.key_or_group, override.value()
-    if override.is_delete():
-        return
     if override.is_add() or override.is_force_add():
         raise ConfigError(
             f"{override.input_line}: {group} is always there, so there is nothing to add. "
             f"Write {group}={spelt(choice)}."
         )
-    if choice in known or (choice is None and group == "experiment"):
-        return
-    if searched and isinstance(choice, str):
-        return
-    raise ConfigError(
-        f"{shown(group, choice)}: there is no such {group}.{did_you_mean(spelt(choice), known)} "
-        f"Choose from: {', '.join(known)}."
-    )
+    is_known = choice in known or (choice is None and group == "experiment")
+    if not (is_known or override.is_delete() or (has_searchpath and isinstance(choice, str))):
+        raise ConfigError(
+            f"{shown(group, choice)}: there is no such {group}.{did_you_mean(spelt(choice), known)} "
+            f"Choose from: {', '.join(known)}."
+        )

@@ -1,8 +1,11 @@
-"""The sections of an experiment's description: every setting with its type, bounds and meaning."""
+"""A `Config` and its sections: every setting with its type, bounds and meaning."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -11,12 +14,16 @@ from pydantic import (
     ConfigDict,
     Field,
     FiniteFloat,
+    ValidationError,
     field_validator,
+    model_validator,
 )
 from pydantic_core import PydanticCustomError
 
+from rl_research.config import messages
 from rl_research.config.composition import RUN_DIR
 from rl_research.config.frozen import FrozenDict, freeze
+from rl_research.errors import ConfigError
 
 
 def _not_a_truth_value(value: object) -> object:
@@ -35,7 +42,7 @@ Arguments = Annotated[dict[str, Any], AfterValidator(freeze)]
 
 
 class Section(BaseModel):
-    """Frozen, and a key that is not listed is a mistake."""
+    """Part of a configuration: frozen, and a key that is not listed is a mistake."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=False, coerce_numbers_to_str=True)
 
@@ -48,7 +55,7 @@ class Section(BaseModel):
 
 
 class Published(Section):
-    """The score others reached with the same settings, shown beside ours."""
+    """Score that others reached with the same settings, shown beside ours."""
 
     mean: Number = Field(description="mean return", examples=[500.0])
     std: Number | None = Field(None, description="its standard deviation", examples=[0.0])
@@ -56,7 +63,7 @@ class Published(Section):
 
 
 class ExperimentSettings(Section):
-    """What is trained, how long, from which seed."""
+    """Name, seed and length of the training."""
 
     name: str | None = Field(None, description="name of the experiment", examples=["my_first"])
     seed: Seed = Field(0, description="seed of everything random in training")
@@ -71,7 +78,7 @@ class ExperimentSettings(Section):
 
 
 class AlgorithmSettings(Section):
-    """An algorithm of Stable-Baselines3 or sb3-contrib, and its constructor's arguments."""
+    """Algorithm of Stable-Baselines3 or sb3-contrib, and its constructor's arguments."""
 
     name: str = Field(description="algorithm", examples=["ppo"])
     policy: str = Field("MlpPolicy", description="policy class", examples=["MlpPolicy"])
@@ -81,7 +88,7 @@ class AlgorithmSettings(Section):
 
 
 class EnvSettings(Section):
-    """The environment, and how many copies of it step together."""
+    """Environment, and how many copies of it step together."""
 
     id: str = Field(min_length=1, description="gymnasium id", examples=["CartPole-v1"])
     n_envs: Count = Field(1, le=10_000, description="copies of the environment that step together")
@@ -94,7 +101,7 @@ class EnvSettings(Section):
 
 
 class WandbSettings(Section):
-    """The run as Weights & Biases sees it."""
+    """Run as Weights & Biases sees it."""
 
     project: str = Field("rl_research", min_length=1, max_length=128, description="W&B project")
     entity: str | None = Field(None, description="W&B user or team", examples=["my_team"])
@@ -169,3 +176,81 @@ class StorageSettings(Section):
         900.0, description="seconds over which connection failures are tried again"
     )
     flush_timeout: Seconds = Field(600.0, description="seconds that uploads may take once the run is done")
+
+
+_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_.-]{0,62}[A-Za-z0-9_])?")
+
+
+class Config(Section):
+    """An experiment, complete and checked."""
+
+    experiment: ExperimentSettings = Field(default_factory=ExperimentSettings)
+    algorithm: AlgorithmSettings = Field(examples=["ppo"])
+    env: EnvSettings = Field(examples=["cartpole"])
+    wandb: WandbSettings = Field(default_factory=WandbSettings)
+    evaluation: EvaluationSettings = Field(default_factory=EvaluationSettings)
+    checkpoint: CheckpointSettings = Field(default_factory=CheckpointSettings)
+    video: VideoSettings = Field(default_factory=VideoSettings)
+    storage: StorageSettings = Field(default_factory=StorageSettings)
+    resume: Literal["auto", "never"] = Field(
+        "auto", description="auto: go on where the run stopped; never: start it afresh"
+    )
+    run_id: str | None = Field(None, description="identity of the run", examples=["cartpole_a"])
+    runs_dir: str = Field("runs", min_length=1, description="folder of the run folders")
+
+    @field_validator("run_id")
+    @classmethod
+    def _names_a_folder(cls, value: str | None) -> str | None:
+        if value is not None and not _NAME.fullmatch(value):
+            raise ValueError("use 1 to 64 letters, digits, '-', '_' and '.', as in my-run_1")
+        return value
+
+    @model_validator(mode="after")
+    def _seeds_are_apart(self) -> Config:
+        first, seed = self.evaluation.seed, self.experiment.seed
+        n = self.evaluation.final_episodes + self.evaluation.episodes
+        if self.evaluation.enabled and first < seed + self.env.n_envs and seed < first + n:
+            raise ValueError(
+                f"evaluation.seed={first}: its episodes would reuse training seeds from "
+                f"experiment.seed={seed} on; choose an evaluation.seed at least {n} away"
+            )
+        return self
+
+    @property
+    def name(self) -> str:
+        """Name of the experiment: given, or ``{env}__{algorithm}``."""
+        return self.experiment.name or f"{self.env.id.split(':')[-1]}__{self.algorithm.name}"
+
+    @property
+    def run_dir(self) -> Path:
+        """Folder of the run, ``{runs_dir}/{run_id}``; `ValueError` without a ``run_id``."""
+        if self.run_id is None:
+            raise ValueError("this Config describes no run yet; use `with_run_id`")
+        return Path(self.runs_dir).expanduser() / self.run_id
+
+    def with_run_id(self, run_id: str) -> Config:
+        """Return the same experiment as the run *run_id*."""
+        return validated(Config, {**self.model_dump(), "run_id": run_id})
+
+
+SectionT = TypeVar("SectionT", bound=Section)
+
+
+def validated(section: type[SectionT], values: Mapping[str, Any] | BaseModel, prefix: str = "") -> SectionT:
+    """Return *values* as *section*, which stands at *prefix*; `ConfigError` with one line per mistake."""
+    try:
+        return section.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(messages.explain(error, section, prefix)) from None
+
+
+def settings() -> dict[str, str]:
+    """Return every setting's path with its meaning, in the order of `Config`."""
+    fields = messages.fields_of(Config)
+    sections = {path: messages.model_in(field) for path, field in fields.items() if messages.model_in(field)}
+    optional = tuple(f"{path}." for path, model in sections.items() if fields[path].annotation is not model)
+    return {
+        path: field.description or ""
+        for path, field in fields.items()
+        if field.annotation is not sections.get(path, False) and not path.startswith(optional)
+    }

@@ -23,7 +23,7 @@ from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 from prefect.states import Failed
 from prefect.tasks import Task
 
-from rl_research.config import Config, Experiment, compose_experiment, literal_secrets, load_config
+from rl_research.config import Config, Experiment, compose_experiment, load_config, refuse_secrets
 from rl_research.errors import RLResearchError, RunTakenOver
 from rl_research.storage import is_transient
 from rl_research.system import without_password
@@ -172,7 +172,7 @@ def experiment_of_this_run(overrides: Sequence[str]) -> Experiment:
 def experiment_of(overrides: Sequence[str], flow_run_id: str) -> Experiment:
     """The experiment as the flow run *flow_run_id* trains it."""
     experiment = compose_experiment(overrides)
-    literal_secrets.refuse(overrides)
+    refuse_secrets(overrides)
     if experiment.run_id is not None:
         return experiment
     tail = flow_run_id.replace("-", "")[-10:]  # a UUIDv7 begins with the time

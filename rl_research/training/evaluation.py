@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rl_research.checkpoints import Checkpoint, Scores
-from rl_research.config import Config, check
+from rl_research.config import Config, check_algorithm
 from rl_research.errors import CannotRender, CheckpointDamaged, ConfigError
 from rl_research.tracking import MODEL, STATISTICS, restore_statistics
 from rl_research.training import envs, models
@@ -171,7 +171,7 @@ def config_of(checkpoint: Checkpoint, *, trust_env: bool = False) -> Config:
             f"{checkpoint.address}: its environment {config.env.id} would import the module {module}. "
             "If that module is yours, say so with --trust-env."
         )
-    check(config)
+    check_algorithm(config)
     envs.check_env(config).close()
     return config
 

@@ -9,7 +9,7 @@ import zipfile
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from rl_research.config import Config, algorithms, choices
+from rl_research.config import ON_POLICY, Config, algorithm_class, choices, constructor_arguments
 from rl_research.errors import CheckpointDamaged, ConfigError
 
 if TYPE_CHECKING:
@@ -23,8 +23,8 @@ def build(config: Config, env: VecEnv) -> BaseAlgorithm:
     import torch
 
     torch.set_num_threads(config.experiment.torch_threads)
-    cls = algorithms.algorithm_class(config.algorithm.name)
-    arguments = algorithms.constructor_arguments(config.algorithm.params, env.action_space, env.num_envs)
+    cls = algorithm_class(config.algorithm.name)
+    arguments = constructor_arguments(config.algorithm.params, env.action_space, env.num_envs)
     _check_action_space(cls, config, env)
     _check_policy(config, env)
     try:
@@ -39,7 +39,7 @@ def build(config: Config, env: VecEnv) -> BaseAlgorithm:
 def build_for_evaluation(config: Config, env: VecEnv) -> BaseAlgorithm:
     """Return what `build` returns, without the memory that only training needs."""
     params = dict(config.algorithm.params)
-    if config.algorithm.name in algorithms.ON_POLICY:
+    if config.algorithm.name in ON_POLICY:
         params.pop("batch_size", None)
         params["n_steps"] = 2
     else:
@@ -134,8 +134,7 @@ def _check_action_space(cls: type[BaseAlgorithm], config: Config, env: VecEnv) -
     name = config.algorithm.name
     if (name in only_discrete and not discrete) or (name in only_continuous and not continuous):
         fitting = sorted(
-            (only_continuous if continuous else only_discrete if discrete else set())
-            | set(algorithms.ON_POLICY)
+            (only_continuous if continuous else only_discrete if discrete else set()) | set(ON_POLICY)
         )
         fitting = [algorithm for algorithm in fitting if algorithm in choices("algorithm")]
         raise ConfigError(
