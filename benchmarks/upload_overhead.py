@@ -21,7 +21,7 @@ from pathlib import Path
 from rl_research.config import compose_experiment
 from rl_research.runs.run import open_run
 from rl_research.training import stages
-from rl_research.uploads.queue import uploads_of
+from rl_research.uploads.queue import background_uploads
 
 
 def overhead(runs_dir: Path, url: str, *, rounds: int = 5, steps: int = 100_000) -> list[tuple[float, float]]:
@@ -53,7 +53,7 @@ def _seconds(runs_dir: Path, run_id: str, url: str | None, steps: int) -> tuple[
         f"run_id={run_id}",
         *([] if url is None else [f"storage.url='{url}'"]),
     ]
-    with open_run(compose_experiment(words)) as run, uploads_of(run) as uploads:
+    with open_run(compose_experiment(words)) as run, background_uploads(run) as uploads:
         began, worked = time.perf_counter(), time.thread_time()
         stages.train_run(run, uploads=uploads)
         return time.perf_counter() - began, time.thread_time() - worked

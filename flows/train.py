@@ -18,7 +18,7 @@ from rl_research import training
 from rl_research.checkpoints import Checkpoint, Scores
 from rl_research.config import Config, Experiment
 from rl_research.errors import Interrupted, RLResearchError, RunTakenOver
-from rl_research.flows.upload import deliver_leftovers
+from rl_research.flows.upload import upload_pending
 from rl_research.orchestration import (
     ByTask,
     Progress,
@@ -31,7 +31,7 @@ from rl_research.orchestration import (
 )
 from rl_research.runs import Run, RunRecord, open_run, read_record
 from rl_research.training import finished_result
-from rl_research.uploads import Home, Uploads, uploads_of
+from rl_research.uploads import RunStorage, UploadQueue, background_uploads
 
 
 @flow(
@@ -69,14 +69,14 @@ def _outcome(overrides: Sequence[str]) -> dict[str, Any] | State[Any]:
 def _with_its_leftovers(config: Config, record: RunRecord) -> RunRecord:
     """The finished run's record, after another try to deliver what it says has not arrived."""
     if record.not_uploaded and config.storage.url is not None:
-        deliver_leftovers(Home(config.run_dir, config))
+        upload_pending(RunStorage(config.run_dir, config))
     return read_record(config.run_dir) or record
 
 
 def _take_through_the_stages(experiment: Experiment) -> Run:
     config = experiment.config
     with open_run(experiment) as run, beside(introduce, run):
-        with ByTask(config.storage.retry_for) as task, uploads_of(run, task) as uploads:
+        with ByTask(config.storage.retry_for) as task, background_uploads(run, task) as uploads:
             retries = pipeline.retried_for(config.storage.retry_for)
             checkpoint = train_policy.with_options(**retries)(run, uploads)
             if score_policy(run, checkpoint) is not None:
@@ -87,7 +87,7 @@ def _take_through_the_stages(experiment: Experiment) -> Run:
 
 
 @task(task_run_name="train {run.config.name}", **pipeline.RETRIED)
-def train_policy(run: Run, uploads: Uploads) -> Checkpoint:
+def train_policy(run: Run, uploads: UploadQueue) -> Checkpoint:
     """Train to the end of the budget, from the newest checkpoint if there is one."""
     with Progress(run) as progress:
         return training.train_run(run, progress.set, uploads)

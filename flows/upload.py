@@ -17,7 +17,15 @@ from rl_research.checkpoints import Checkpoint
 from rl_research.errors import ConfigError, RLResearchError, StorageError, in_a_line
 from rl_research.orchestration import pipeline, publish_deliveries, upload_checkpoint
 from rl_research.storage import is_transient
-from rl_research.uploads import Home, late_artifacts, pending
+from rl_research.uploads import (
+    RunStorage,
+    announce_late,
+    leased_for_upload,
+    pending_checkpoints,
+    record_uploads,
+    runs_with_storage,
+    unannounced,
+)
 
 _log = logging.getLogger(__name__)
 _DELIVERED = "delivered"
@@ -37,11 +45,11 @@ def upload(runs_dir: str = "runs") -> list[Outcome] | State[Any]:
     """
     outcomes: list[Outcome] = []
     silent: set[str | None] = set()  # stores that did not answer are asked once per round
-    for home in pending.homes(Path(runs_dir)):
-        if home.config.storage.url not in silent:
-            found, answers = deliver_leftovers(home)
+    for storage in runs_with_storage(Path(runs_dir)):
+        if storage.config.storage.url not in silent:
+            found, answers = upload_pending(storage)
             outcomes += found
-            silent |= set() if answers else {home.config.storage.url}
+            silent |= set() if answers else {storage.config.storage.url}
     if outcomes:
         publish_deliveries(outcomes)
     failed = [outcome for outcome in outcomes if outcome["outcome"] != _DELIVERED]
@@ -51,54 +59,56 @@ def upload(runs_dir: str = "runs") -> list[Outcome] | State[Any]:
     return outcomes
 
 
-def deliver_leftovers(home: Home) -> tuple[list[Outcome], bool]:
-    """What became of each checkpoint that *home*'s store lacks, and whether the store answers."""
+def upload_pending(storage: RunStorage) -> tuple[list[Outcome], bool]:
+    """What became of each checkpoint that *storage*'s store lacks, and whether the store answers."""
     try:
-        if not pending.missing(home) and not late_artifacts.untold(home):
+        if not pending_checkpoints(storage) and not unannounced(storage):
             return [], True
-        with pending.held(home) as confirm:
-            return _deliver(home, confirm)
+        with leased_for_upload(storage) as confirm:
+            return _deliver(storage, confirm)
     except ConfigError as busy:
         _log.info("%s", busy)
         return [], True
     except Exception as error:  # noqa: BLE001  # one run's trouble is a line in the table, not the end of the round
-        _log.warning("%s: %s", home.folder, in_a_line(error), exc_info=not isinstance(error, OSError))
-        return [_outcome(home, None, in_a_line(error))], not is_transient(error)
+        _log.warning("%s: %s", storage.folder, in_a_line(error), exc_info=not isinstance(error, OSError))
+        return [_outcome(storage, None, in_a_line(error))], not is_transient(error)
 
 
-def _deliver(home: Home, confirm: Callable[[], None]) -> tuple[list[Outcome], bool]:
+def _deliver(storage: RunStorage, confirm: Callable[[], None]) -> tuple[list[Outcome], bool]:
     """Deliver newest first, for that is what another machine goes on from, until the store is silent."""
-    task = upload_checkpoint.with_options(**pipeline.retried_within(home.config.storage.retry_for))
+    task = upload_checkpoint.with_options(**pipeline.retried_within(storage.config.storage.retry_for))
     outcomes: list[Outcome] = []
     answers = True
-    for checkpoint in reversed(pending.missing(home)):
-        state: State[Any] = task(lambda c: home.bring(c, confirm).checkpoint, checkpoint, return_state=True)
+    for checkpoint in reversed(pending_checkpoints(storage)):
+        state: State[Any] = task(
+            lambda c: storage.upload(c, confirm).checkpoint, checkpoint, return_state=True
+        )
         outcome = _DELIVERED if state.is_completed() else in_a_line(state.data)
-        outcomes.append(_outcome(home, checkpoint, outcome))
+        outcomes.append(_outcome(storage, checkpoint, outcome))
         answers = not (isinstance(state.data, BaseException) and is_transient(state.data))
         if not answers:
             break
-    pending.settle(home)
-    return outcomes + (_tell(home) if answers else []), answers
+    record_uploads(storage)
+    return outcomes + (_tell(storage) if answers else []), answers
 
 
-def _tell(home: Home) -> list[Outcome]:
+def _tell(storage: RunStorage) -> list[Outcome]:
     """Tell W&B of what has arrived; what became of each checkpoint that it could not be told of."""
-    if not (arrived := late_artifacts.untold(home)):
+    if not (arrived := unannounced(storage)):
         return []
     try:
-        late_artifacts.tell_of(home, arrived)
+        announce_late(storage, arrived)
     except Exception as error:  # noqa: BLE001  # a line in the table, as above
         expected = isinstance(error, OSError | RLResearchError)
-        _log.warning("%s: W&B is not told: %s", home.folder, in_a_line(error), exc_info=not expected)
-        return [_outcome(home, c, f"W&B is not told: {in_a_line(error)}") for c in arrived]
+        _log.warning("%s: W&B is not told: %s", storage.folder, in_a_line(error), exc_info=not expected)
+        return [_outcome(storage, c, f"W&B is not told: {in_a_line(error)}") for c in arrived]
     return []
 
 
-def _outcome(home: Home, checkpoint: Checkpoint | None, outcome: str) -> Outcome:
+def _outcome(storage: RunStorage, checkpoint: Checkpoint | None, outcome: str) -> Outcome:
     return {
-        "run_id": home.config.run_id,
+        "run_id": storage.config.run_id,
         "step": None if checkpoint is None else checkpoint.global_step,
-        "storage_url": home.deliveries().place,
+        "storage_url": storage.ledger().place,
         "outcome": outcome,
     }

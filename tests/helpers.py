@@ -258,9 +258,10 @@ def children(pid: int) -> list[int]:
 
 def upload(run: Run, checkpoint: Checkpoint) -> None:
     """Copy *checkpoint* to the store of *run* here and now."""
-    from rl_research.uploads.delivery import deliver
 
-    run.save(checkpoint=deliver(run, checkpoint).address)
+    from rl_research.uploads import upload_and_announce
+
+    run.save(checkpoint=upload_and_announce(run, checkpoint).address)
 
 
 def lives(pid: int) -> bool:
@@ -297,13 +298,13 @@ def _segment(overrides: list[str], die_at: int | None) -> int:
     from rl_research.errors import RLResearchError
     from rl_research.runs.run import open_run
     from rl_research.training import stages
-    from rl_research.uploads.queue import uploads_of
+    from rl_research.uploads.queue import background_uploads
 
     config = load_config(overrides)
     if die_at is not None:
         _die_at(die_at)
     try:
-        with open_run(Experiment(config, tuple(overrides))) as run, uploads_of(run) as uploads:
+        with open_run(Experiment(config, tuple(overrides))) as run, background_uploads(run) as uploads:
             checkpoint = stages.train_run(run, lambda step, total: _say("step", step), uploads)
             if stages.score_checkpoint(run, checkpoint) is not None:
                 uploads.add(checkpoint)

@@ -301,7 +301,7 @@ RACER = """
     from rl_research.config import Experiment, load_config
     from rl_research.errors import RLResearchError
     from rl_research.runs.run import open_run
-    from rl_research.uploads.delivery import deliver
+    from rl_research.uploads import upload_and_announce
 
     words = [*sys.argv[1:], "wandb=disabled", "experiment.total_timesteps=96"]
     config = load_config(words)
@@ -310,7 +310,7 @@ RACER = """
     try:
         with open_run(Experiment(config, tuple(words))) as run:
             checkpoint = stages.train_run(run)
-            run.save(checkpoint=deliver(run, checkpoint).address)
+            run.save(checkpoint=upload_and_announce(run, checkpoint).address)
             stages.score_checkpoint(run, checkpoint)
     except RLResearchError as error:
         sys.stderr.write(str(error))

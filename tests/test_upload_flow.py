@@ -355,7 +355,7 @@ def test_secrets_are_not_in_the_folder_and_not_asked_of_it(tmp_path: Path) -> No
     described = yaml.safe_load((folder / "config.yaml").read_text())
     described["storage"]["options"] = {"secret": "***", "deep": {"token": "***", "a": 1}}
     (folder / "config.yaml").write_text(yaml.safe_dump(described))
-    (home,) = pending.homes(tmp_path / "runs")
+    (home,) = pending.runs_with_storage(tmp_path / "runs")
     assert home.config.storage.options == {"deep": {"a": 1}}
 
 

@@ -27,7 +27,7 @@ from rl_research.errors import CheckpointMissing, RunTakenOver, StorageError
 from rl_research.storage.lease import FILE, StoreLease
 from rl_research.storage.store import Store, is_transient
 from rl_research.uploads import worker as worker_module
-from rl_research.uploads.run_storage import Home
+from rl_research.uploads.run_storage import RunStorage
 from rl_research.uploads.worker import UploadWorker
 
 PREFIX = "boten/läufe mit leerzeichen"
@@ -43,15 +43,15 @@ def faults(s3: Server) -> Iterator[Faults]:
 
 
 @pytest.fixture
-def home(tmp_path: Path, faults: Faults) -> Home:
+def home(tmp_path: Path, faults: Faults) -> RunStorage:
     """A run folder whose checkpoints go to the S3 server."""
     config = _config(tmp_path, faults)
     config.run_dir.mkdir(parents=True)
-    return Home(config.run_dir, config)
+    return RunStorage(config.run_dir, config)
 
 
 @pytest.fixture
-def worker(home: Home) -> Iterator[UploadWorker]:
+def worker(home: RunStorage) -> Iterator[UploadWorker]:
     """The process for that folder, with nobody else to fear."""
     made = UploadWorker(home, None)
     yield made
@@ -65,7 +65,7 @@ def _config(tmp_path: Path, faults: Faults, *overrides: str) -> Config:
     return load_config([*words, *overrides])
 
 
-def _made(home: Home, step: int, size: int = 1000, mean: float = 1.0) -> Checkpoint:
+def _made(home: RunStorage, step: int, size: int = 1000, mean: float = 1.0) -> Checkpoint:
     facts = {"scores": {"mean": mean, "std": 0.0, "episodes": 1}}
     return checkpoints.commit(home.folder, step, {"a.bin": os.urandom(size)}, facts)
 
@@ -81,33 +81,33 @@ def _until(happens: Callable[[], object], seconds: float = 20.0) -> None:
         time.sleep(0.01)
 
 
-def test_what_it_brings_is_whole_and_noted(home: Home, worker: UploadWorker) -> None:
+def test_what_it_brings_is_whole_and_noted(home: RunStorage, worker: UploadWorker) -> None:
     """A checkpoint arrives with every byte and word, and the run folder notes it, as without a process."""
     before = _made(home, 1, mean=9.0)
-    assert worker.bring(before).best_kept == 9.0
-    arrival = worker.bring(_made(home, 2, mean=5.0))
+    assert worker.upload(before).best_kept == 9.0
+    arrival = worker.upload(_made(home, 2, mean=5.0))
     assert arrival.checkpoint.address.endswith("mine/checkpoints/step-000000002")
     assert arrival.best_kept == 9.0
     stored = checkpoints.list_checkpoints(home.store())
     for checkpoint, local in zip(stored, checkpoints.local_checkpoints(home.folder), strict=True):
         checkpoint.verify()
         assert checkpoint.manifest == local.manifest
-        assert home.deliveries().arrived(local)
+        assert home.ledger().arrived(local)
 
 
-def test_one_process_does_it_for_a_whole_run(home: Home, worker: UploadWorker) -> None:
+def test_one_process_does_it_for_a_whole_run(home: RunStorage, worker: UploadWorker) -> None:
     """The process is started once, is nobody's leftover when it ends, and is not started again."""
     before = set(_children())
     worker.start()
     started = set(_children()) - before
     for step in (1, 2, 3):
-        worker.bring(_made(home, step))
+        worker.upload(_made(home, step))
     assert set(_children()) - before == started
     assert len(started) == 1
     worker.end()
     assert set(_children()) <= before
     with pytest.raises(ConnectionError, match="the run has ended"):
-        worker.bring(_made(home, 4))
+        worker.upload(_made(home, 4))
     assert set(_children()) <= before
 
 
@@ -115,11 +115,11 @@ def test_one_process_does_it_for_a_whole_run(home: Home, worker: UploadWorker) -
 def test_what_crosses_no_network_needs_no_process(tmp_path: Path, url: str) -> None:
     """A folder, or a store that lives in this very process, is written by the thread that asks."""
     words = [*tiny(tmp_path, "mine"), f"storage.url='{url.format(folder=tmp_path)}'"]
-    home = Home(tmp_path / "mine", load_config(words))
+    home = RunStorage(tmp_path / "mine", load_config(words))
     home.folder.mkdir()
     worker, before = UploadWorker(home, None), set(_children())
     worker.start()
-    arrival = worker.bring(_made(home, 1))
+    arrival = worker.upload(_made(home, 1))
     assert set(_children()) <= before
     arrival.checkpoint.verify()
     worker.end()
@@ -132,46 +132,46 @@ def test_what_crosses_no_network_needs_no_process(tmp_path: Path, url: str) -> N
     ("status", "code"), [(403, "AccessDenied"), (404, "NoSuchBucket"), (507, "XMinioStorageFull")]
 )
 def test_refusals_say_the_same_line(
-    home: Home, worker: UploadWorker, faults: Faults, status: int, code: str
+    home: RunStorage, worker: UploadWorker, faults: Faults, status: int, code: str
 ) -> None:
     """What waiting does not mend is the same `StorageError` from the process as from the thread."""
     made = _made(home, 1)
     faults.fail("status", status=status, code=code)
     with pytest.raises(StorageError) as here:
-        home.bring(made, lambda: None)
+        home.upload(made, lambda: None)
     with pytest.raises(StorageError) as there:
-        worker.bring(made)
+        worker.upload(made)
     assert str(there.value) == str(here.value)
     faults.clear()
-    worker.bring(made)
+    worker.upload(made)
 
 
 @pytest.mark.parametrize("status", [500, 503])
 def test_what_waiting_may_mend_is_known_as_such(
-    home: Home, worker: UploadWorker, faults: Faults, status: int
+    home: RunStorage, worker: UploadWorker, faults: Faults, status: int
 ) -> None:
     """A store that fails, cuts off or is away is a connection failure, whatever class it comes as."""
     made = _made(home, 1)
     faults.fail("status", status=status, code="InternalError")
     with pytest.raises(Exception, match=r".") as failed:
-        worker.bring(made)
+        worker.upload(made)
     assert is_transient(failed.value)
     faults.clear()
     faults.refuse()
     with pytest.raises(Exception, match=r".") as refused:
-        worker.bring(made)
+        worker.upload(made)
     assert is_transient(refused.value)
     faults.accept()
-    worker.bring(made).checkpoint.verify()
+    worker.upload(made).checkpoint.verify()
 
 
-def test_a_checkpoint_that_is_gone_is_missing(home: Home, worker: UploadWorker) -> None:
+def test_a_checkpoint_that_is_gone_is_missing(home: RunStorage, worker: UploadWorker) -> None:
     """What retention has removed before its turn is a `CheckpointMissing`, as ever."""
     made = _made(home, 1)
     checkpoints.prune(home.folder, keep_last=0, keep_best=0)
     (Path(made.address) / "manifest.json").unlink(missing_ok=True)
     with pytest.raises(CheckpointMissing):
-        worker.bring(made)
+        worker.upload(made)
 
 
 class _Uncopied(ConnectionError):
@@ -206,13 +206,13 @@ def test_errors_travel_with_their_meaning(error: Exception, kind: type[Exception
 
 
 def test_what_it_logs_is_logged_here(
-    home: Home, worker: UploadWorker, caplog: pytest.LogCaptureFixture
+    home: RunStorage, worker: UploadWorker, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A warning of the process stands in the log of the run, under its own name."""
-    worker.bring(_made(home, 1))
+    worker.upload(_made(home, 1))
     folder = f"{PREFIX}/{home.folder.parent.parent.name}/mine/checkpoints/step-000000002"
     home.store().write("step-000000002/manifest.json", b"{}")
-    worker.bring(_made(home, 3))
+    worker.upload(_made(home, 3))
     said = [r for r in caplog.records if "it is left out" in r.getMessage()]
     assert said, folder
     assert said[0].name == "rl_research.checkpoints.checkpoint"
@@ -222,17 +222,17 @@ def test_what_it_logs_is_logged_here(
 # ---------------------------------------------------------------- whose run it is
 
 
-def test_who_has_lost_the_run_is_told_at_once(home: Home) -> None:
+def test_who_has_lost_the_run_is_told_at_once(home: RunStorage) -> None:
     """Another machine's lease in the store ends the upload, and training hears of it without waiting."""
     lease = StoreLease(home.store, "mine", 600.0)
     lease.acquire()
     worker = UploadWorker(home, lease)
     try:
-        worker.bring(_made(home, 1))
+        worker.upload(_made(home, 1))
         theirs = json.loads(home.store().read(FILE)) | {"token": "theirs", "machine": "another"}
         home.store().write(FILE, json.dumps(theirs).encode())
         with pytest.raises(RunTakenOver):
-            worker.bring(_made(home, 2))
+            worker.upload(_made(home, 2))
         with pytest.raises(RunTakenOver):
             lease.check()
         assert [c.global_step for c in checkpoints.list_checkpoints(home.store())] == [1]
@@ -244,7 +244,9 @@ def test_who_has_lost_the_run_is_told_at_once(home: Home) -> None:
 # ---------------------------------------------------------------- kills and signals
 
 
-def test_one_that_dies_in_the_middle_is_replaced(home: Home, worker: UploadWorker, faults: Faults) -> None:
+def test_one_that_dies_in_the_middle_is_replaced(
+    home: RunStorage, worker: UploadWorker, faults: Faults
+) -> None:
     """Killed while it sends, it costs a connection failure; the next try gets everything there."""
     worker.start()
     before = set(_children())
@@ -255,12 +257,12 @@ def test_one_that_dies_in_the_middle_is_replaced(home: Home, worker: UploadWorke
     )
     killer.start()
     with pytest.raises(ConnectionResetError, match="SIGKILL") as died:
-        worker.bring(made)
+        worker.upload(made)
     killer.join()
     assert is_transient(died.value)
     assert checkpoints.list_checkpoints(home.store()) == []
     faults.clear()
-    worker.bring(made).checkpoint.verify()
+    worker.upload(made).checkpoint.verify()
 
 
 def _kill(processes: set[int]) -> None:
@@ -269,15 +271,15 @@ def _kill(processes: set[int]) -> None:
             os.kill(process, signal.SIGKILL)
 
 
-def test_signals_that_are_for_the_run_leave_it_alone(home: Home, worker: UploadWorker) -> None:
+def test_signals_that_are_for_the_run_leave_it_alone(home: RunStorage, worker: UploadWorker) -> None:
     """Ctrl-C and a scheduler's SIGTERM reach every process of the group; this one goes on uploading."""
     before = set(_children())
     worker.start()
-    worker.bring(_made(home, 1))
+    worker.upload(_made(home, 1))
     (process,) = set(_children()) - before
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
         os.kill(process, number)
-    worker.bring(_made(home, 2))
+    worker.upload(_made(home, 2))
     assert set(_children()) - before == {process}
 
 
@@ -287,11 +289,11 @@ from pathlib import Path
 from rl_research import checkpoints
 from rl_research.config import load_config
 from rl_research.uploads.worker import UploadWorker
-from rl_research.uploads.run_storage import Home
+from rl_research.uploads.run_storage import RunStorage
 
 config = load_config(sys.argv[2:])
 config.run_dir.mkdir(parents=True)
-home = Home(config.run_dir, config)
+home = RunStorage(config.run_dir, config)
 made = checkpoints.commit(home.folder, 1, {"a.bin": os.urandom(3 << 20)}, {})
 worker = UploadWorker(home, None)
 worker.start()
@@ -300,7 +302,7 @@ if sys.argv[1] == "leaves a child that holds the line":
     if os.fork() == 0:
         time.sleep(30)
         os._exit(0)
-worker.bring(made)
+worker.upload(made)
 """
 
 
@@ -324,7 +326,7 @@ def test_it_does_not_outlive_the_run(tmp_path: Path, faults: Faults, manner: str
     try:
         _until(lambda: not any(map(lives, workers)), 5)
         assert len(workers) == 1
-        store = Home(config.run_dir, config).store()
+        store = RunStorage(config.run_dir, config).store()
         faults.clear()
         assert checkpoints.list_checkpoints(store) == []
     finally:
@@ -336,7 +338,7 @@ def test_a_home_and_its_secrets_travel_by_the_socket_alone(tmp_path: Path, fault
     """No option of the store stands in the process's arguments, which every user of a machine can read."""
     config = _config(tmp_path, faults, "storage.options.secret=geheim", "storage.options.key=offen")
     config.run_dir.mkdir(parents=True)
-    worker, before = UploadWorker(Home(config.run_dir, config), None), set(_children())
+    worker, before = UploadWorker(RunStorage(config.run_dir, config), None), set(_children())
     worker.start()
     try:
         (process,) = set(_children()) - before
@@ -344,6 +346,6 @@ def test_a_home_and_its_secrets_travel_by_the_socket_alone(tmp_path: Path, fault
         shown = Path(f"/proc/{process}/cmdline").read_bytes()
         assert b"geheim" not in shown
         assert b"offen" not in shown
-        assert isinstance(Home(config.run_dir, config).store(), Store)
+        assert isinstance(RunStorage(config.run_dir, config).store(), Store)
     finally:
         worker.end()

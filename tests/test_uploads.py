@@ -25,7 +25,7 @@ from rl_research.errors import Interrupted, RLResearchError
 from rl_research.runs.run import Run, open_run
 from rl_research.tracking.logger import ExperimentLogger
 from rl_research.training import stages
-from rl_research.uploads.queue import Deliver, Upload, Uploads, uploads_of
+from rl_research.uploads.queue import Upload, UploadQueue, UploadRunner, background_uploads
 
 ALL = [32, 64, 96]
 
@@ -85,14 +85,14 @@ def go(tmp_path: Path) -> Go:
     def run(
         *overrides: str,
         then: Callable[[Run], object] = lambda run: None,
-        through: Deliver = lambda upload, checkpoint: upload(checkpoint),
+        through: UploadRunner = lambda upload, checkpoint: upload(checkpoint),
         runs: str = "runs",
     ) -> Path:
         words = [*tiny(tmp_path / runs, "mine", "wandb=disabled", "checkpoint.keep_last=9")]
         words.append(f"storage.url={GatedFileSystem.url}")
         config = load_config([*words, *overrides])
         with open_run(Experiment(config, tuple(words))) as opened:
-            with uploads_of(opened, through) as uploads:
+            with background_uploads(opened, through) as uploads:
                 last = stages.train_run(opened, uploads=uploads)
                 then(opened)
                 if stages.score_checkpoint(opened, last) is not None:
@@ -172,7 +172,7 @@ def test_where_too_many_wait_the_oldest_but_the_best_is_skipped(
         upload(checkpoint)
         brought.append(checkpoint.global_step)
 
-    with open_run(Experiment(config)) as run, uploads_of(run, slowly) as uploads:
+    with open_run(Experiment(config)) as run, background_uploads(run, slowly) as uploads:
         for step, mean in enumerate(means, 1):
             uploads.add(_made(run.dir, step, mean))
             assert busy.wait(10)
@@ -241,7 +241,7 @@ def test_a_try_after_the_end_does_nothing(tmp_path: Path, gated: type[GatedFileS
         asleep.set()
         time.sleep(3)
 
-    with open_run(Experiment(config)) as run, uploads_of(run, asleep_for_long) as uploads:
+    with open_run(Experiment(config)) as run, background_uploads(run, asleep_for_long) as uploads:
         uploads.add(_made(run.dir, 1, None))
         assert asleep.wait(10)
     with pytest.raises(RLResearchError, match="ended before"):
@@ -439,8 +439,8 @@ def test_another_machine_goes_on_from_what_has_arrived(
 def test_uploads_without_a_store_are_nothing(tmp_path: Path) -> None:
     """Where no storage.url is set, no thread is started and nothing is kept back."""
     with open_run(compose_experiment(tiny(tmp_path, "mine", "wandb=disabled"))) as run:
-        with uploads_of(run) as uploads:
+        with background_uploads(run) as uploads:
             uploads.add(_made(run.dir, 1, None))
             assert uploads.in_use() == set()
             assert "uploads" not in {thread.name for thread in threading.enumerate()}
-        assert isinstance(uploads, Uploads)
+        assert isinstance(uploads, UploadQueue)

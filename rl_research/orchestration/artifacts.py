@@ -34,7 +34,7 @@ from rl_research.runs import Run
 from rl_research.storage import below
 from rl_research.sync import Outcome
 from rl_research.system import shown_size, without_password
-from rl_research.uploads import facts_of
+from rl_research.uploads import checkpoint_facts
 
 _log = logging.getLogger(__name__)
 _EVERY = 5.0  # seconds between two reports of progress
@@ -104,7 +104,7 @@ def _checkpoints_of(run: Run) -> str:
 
 def publish_checkpoint(checkpoint: Checkpoint) -> None:
     """Show where *checkpoint* lies, and what W&B is told of it, under a key of its own."""
-    facts = {"address": checkpoint.address, **facts_of(checkpoint)}
+    facts = {"address": checkpoint.address, **checkpoint_facts(checkpoint)}
     run_id = checkpoint.manifest.run_id
     with _guarded("the checkpoint"):
         create_table_artifact(

@@ -42,7 +42,7 @@ def _given_up() -> State[Any]:
 
 
 class ByTask:
-    """A `rl_research.uploads.queue.Deliver` that gives each upload a task run of the current flow run.
+    """A `rl_research.uploads.queue.UploadRunner` that gives each upload a task run of the current flow run.
 
     It is called in the thread of the uploads, with a copy of the flow's context. Where Prefect's API
     does not answer, the upload is made without it. As a context manager it says at its end which task

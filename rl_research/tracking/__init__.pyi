@@ -23,6 +23,7 @@ from .wandb_log import (
     Writer as Writer,
     is_damaged as is_damaged,
     logged as logged,
+    logged_artifacts as logged_artifacts,
     logs_of as logs_of,
     parsed as parsed,
     records as records,

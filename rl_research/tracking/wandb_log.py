@@ -42,7 +42,7 @@ def logs_of(folder: Path, run_id: str, but: Path | None = None, kinds: str = "*r
     return [log for log in found if log.parent != but]
 
 
-def artifacts(folder: Path, run_id: str) -> Iterator[Mapping[str, Any]]:
+def logged_artifacts(folder: Path, run_id: str) -> Iterator[Mapping[str, Any]]:
     """The metadata of each artifact that the segments of *run_id* in *folder* hold."""
     for log in logs_of(folder, run_id):
         for payload in records(log):

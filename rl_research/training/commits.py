@@ -14,13 +14,13 @@ from rl_research.training.callbacks import raise_if_diverged
 if TYPE_CHECKING:
     from stable_baselines3.common.base_class import BaseAlgorithm
 
-    from rl_research.uploads import Uploads
+    from rl_research.uploads import UploadQueue
 
 
 class Commits:
     """The checkpoints that one segment of *run* adds to it; each new one is handed to *uploads*."""
 
-    def __init__(self, run: Run, uploads: Uploads | None):
+    def __init__(self, run: Run, uploads: UploadQueue | None):
         self.run = run
         self.uploads = uploads
         self.total = run.config.experiment.total_timesteps

@@ -1,6 +1,6 @@
 """The stages of a run, a function each: the tasks of a flow call them.
 
-train -> score -> film -> announce -> report, with uploads beside them (`rl_research.uploads.queue`);
+train -> score -> film -> announce -> report, with uploads beside them (`rl_research.uploads`);
 `run_all_stages` calls them where there is no flow.
 """
 
@@ -22,7 +22,7 @@ from rl_research.training import envs, evaluation
 from rl_research.training.evaluation import film_episode, frames_per_second
 from rl_research.training.preparation import Prepared
 from rl_research.training.trainer import train_run
-from rl_research.uploads import delivery, uploads_of
+from rl_research.uploads import announce, background_uploads
 
 _log = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ _log = logging.getLogger(__name__)
 def run_all_stages(experiment: Experiment, prepared: Prepared | None = None) -> Run:
     """Take the run of *experiment* through every stage, here and now; *prepared* is for `train_run`."""
     with open_run(experiment) as run:
-        with uploads_of(run) as uploads:
+        with background_uploads(run) as uploads:
             checkpoint = train_run(run, uploads=uploads, prepared=prepared)
             if score_checkpoint(run, checkpoint) is not None:
                 uploads.add(checkpoint)  # the manifest alone is sent again, with the score
@@ -86,7 +86,7 @@ def announce_checkpoint(run: Run, checkpoint: Checkpoint) -> Checkpoint:
     A checkpoint that goes to ``storage.url`` is logged when it has arrived there.
     """
     checkpoint = checkpoints.find(checkpoint.address)
-    delivery.announce(run, checkpoint)
+    announce(run, checkpoint)
     return checkpoint
 
 

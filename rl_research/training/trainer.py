@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from stable_baselines3.common.callbacks import BaseCallback
     from stable_baselines3.common.vec_env import VecEnv
 
-    from rl_research.uploads import Uploads
+    from rl_research.uploads import UploadQueue
 
 _log = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ _PENDING = ("name_to_value", "name_to_count", "name_to_excluded")  # what SB3's 
 def train_run(
     run: Run,
     on_progress: Callable[[int, int], None] = lambda step, total: None,
-    uploads: Uploads | None = None,
+    uploads: UploadQueue | None = None,
     prepared: Prepared | None = None,
 ) -> checkpoints.Checkpoint:
     """Train *run*'s experiment and return its last checkpoint.
@@ -63,7 +63,7 @@ class Segment:
         env: VecEnv,
         model: BaseAlgorithm,
         on_progress: Callable[[int, int], None],
-        uploads: Uploads | None,
+        uploads: UploadQueue | None,
     ):
         config = run.config
         self.run = run

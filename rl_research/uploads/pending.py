@@ -1,4 +1,4 @@
-"""Checkpoints that a run has left behind in its folder, and how they reach its storage afterwards."""
+"""Uploads that ended runs have left undone: which they are, and how they are done afterwards."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from rl_research.errors import ConfigError
 from rl_research.runs import DELIVERY, DESCRIPTION, leased_folder, read_record
 from rl_research.storage import StoreLease
 from rl_research.system import MASK
-from rl_research.uploads.run_storage import Home
+from rl_research.uploads.run_storage import RunStorage
 
 _log = logging.getLogger(__name__)
 
 
-def homes(runs_dir: Path) -> Iterator[Home]:
-    """Every run below *runs_dir* whose own ``config.yaml`` names a ``storage.url``.
+def runs_with_storage(runs_dir: Path) -> Iterator[RunStorage]:
+    """Yield every run below *runs_dir* whose own ``config.yaml`` names a ``storage.url``.
 
-    What that file has masked is left out, so credentials come from where the store's client finds them.
-    A run that was set aside (``resume=never``) is not looked at, nor one whose description cannot be read.
+    Masked options are left out, so credentials come from where the store's client finds them. A run that
+    was set aside (``resume=never``) is skipped, and with a warning one whose description cannot be read.
     """
     for description in sorted(runs_dir.expanduser().glob(f"*/{DESCRIPTION}")):
         folder = description.parent
@@ -36,33 +36,32 @@ def homes(runs_dir: Path) -> Iterator[Home]:
             _log.warning("%s is left out: %s", folder, str(error).splitlines()[0])
             continue
         if config.run_id == folder.name and config.storage.url is not None:
-            yield Home(folder, config)
+            yield RunStorage(folder, config)
 
 
-def missing(home: Home) -> list[Checkpoint]:
-    """The checkpoints of the run folder that its store lacks and would keep; oldest first.
+def pending_checkpoints(storage: RunStorage) -> list[Checkpoint]:
+    """Return the local checkpoints that the store lacks and its retention would keep; oldest first.
 
-    And those of which the run folder has no note that they have arrived.
+    Those of which the ledger does not say that they have arrived are among them.
     """
-    local = checkpoints.local_checkpoints(home.folder)
-    store = home.store()
+    local, store = checkpoints.local_checkpoints(storage.folder), storage.store()
     everywhere = {c.name: c for c in [*checkpoints.list_checkpoints(store), *local]}
     by_step = sorted(everywhere.values(), key=lambda checkpoint: checkpoint.global_step)
-    keep = checkpoints.kept(by_step, **checkpoints.retention_of(home.config))
-    left = {checkpoint.name for checkpoint in home.left()}
+    keep = checkpoints.kept(by_step, **checkpoints.retention_of(storage.config))
+    unknown = {checkpoint.name for checkpoint in storage.not_uploaded()}
     wanted = [checkpoint for checkpoint in local if checkpoint.name in keep]
-    return [c for c in wanted if c.name in left or not checkpoints.is_in(c, store)]
+    return [c for c in wanted if c.name in unknown or not checkpoints.is_in(c, store)]
 
 
 @contextmanager
-def held(home: Home) -> Iterator[Callable[[], None]]:
-    """Hold the run while its checkpoints are delivered; what confirms that the store is still ours.
+def leased_for_upload(storage: RunStorage) -> Iterator[Callable[[], None]]:
+    """Hold the run in the block, and yield what confirms that the store is still ours.
 
-    Raises `ConfigError` if somebody has the run open, who will deliver them himself. A run that is
-    started meanwhile waits.
+    A run that is started meanwhile waits. Raises `ConfigError` if a process has the run open: that one
+    uploads by itself.
     """
-    with leased_folder(home.folder, DELIVERY):
-        lease = StoreLease(home.store, str(home.config.run_id), home.config.storage.lease)
+    with leased_folder(storage.folder, DELIVERY):
+        lease = StoreLease(storage.store, str(storage.config.run_id), storage.config.storage.lease)
         lease.acquire()
         try:
             yield lease.confirm
@@ -70,12 +69,12 @@ def held(home: Home) -> Iterator[Callable[[], None]]:
             lease.release()
 
 
-def settle(home: Home) -> None:
-    """Write into the run's record which steps are left, and where its newest checkpoint is."""
-    if (record := read_record(home.folder)) is not None:
-        for name, value in home.outcome().items():
+def record_uploads(storage: RunStorage) -> None:
+    """Write into the run's record which steps are not uploaded, and where its newest checkpoint is."""
+    if (record := read_record(storage.folder)) is not None:
+        for name, value in storage.summary().items():
             setattr(record, name, value)
-        record.write(home.folder)
+        record.write(storage.folder)
 
 
 def _configuration(description: Path) -> Config:

@@ -1,7 +1,7 @@
-"""What a run folder has brought to ``storage.url``, and what is noted there of it.
+"""A run's place in ``storage.url``, and the ledger of what has been uploaded to it.
 
-``deliveries.json`` in the run folder holds what has been done, so that neither a retry nor a resumed run
-does it again. It is a note, not the truth: the store's manifests are that.
+``deliveries.json`` in the run folder is that ledger: neither a retry nor a resumed run does again what it
+holds. It is a note and not the truth, which the store's manifests are.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from rl_research.config import Config
 from rl_research.storage import Store
 from rl_research.system import without_password, write_atomically
 
-RECORD = "deliveries.json"
+LEDGER = "deliveries.json"
 
 
 @dataclass(frozen=True)
-class Arrival:
+class Uploaded:
     """A checkpoint as it lies in the store, and the best mean return of all that is kept there."""
 
     checkpoint: Checkpoint
@@ -31,113 +31,115 @@ class Arrival:
 
 
 @dataclass(frozen=True)
-class Home:
+class RunStorage:
     """A run folder, and where its configuration wants its checkpoints besides."""
 
     folder: Path
     config: Config
 
     def store(self) -> Store:
-        """The run's place in ``storage.url``; to be made in the thread that uses it."""
+        """Open the run's place in ``storage.url``, in the thread that uses it."""
         found = checkpoints.store_of(self.config)
-        assert found is not None, "only a run with a storage.url has a second home"
+        assert found is not None, "only a run with a storage.url has a place there"
         return found
 
-    def bring(self, checkpoint: Checkpoint, confirm: Callable[[], None]) -> Arrival:
-        """Copy *checkpoint* to the store, unless it is there; *confirm* as in `checkpoints.upload`.
+    def upload(self, checkpoint: Checkpoint, confirm: Callable[[], None]) -> Uploaded:
+        """Copy *checkpoint* to the store unless it is there, and apply the run's retention to the store.
 
-        Sent again after scoring, it is the manifest alone that travels. Connection failures leave as
-        they came.
+        *confirm* is that of `checkpoints.upload`. After scoring, the manifest alone is sent again.
+        Connection failures are raised as they come.
         """
-        store, deliveries = self.store(), self.deliveries()
+        store, ledger = self.store(), self.ledger()
         uploaded = Checkpoint(store, checkpoint.name, checkpoint.manifest)
         if checkpoints.is_in(checkpoint, store):
-            # Without a note of ours, another machine has brought it there, and told of it.
-            told = not deliveries.knows(checkpoint) and not self.awaits_score(checkpoint)
-            deliveries.note(uploaded, arrived=True, told=told)
+            # Without an entry of ours, another machine has uploaded and announced it.
+            announced = not ledger.knows(checkpoint) and not self.awaits_score(checkpoint)
+            ledger.note(uploaded, arrived=True, announced=announced)
         else:
-            deliveries.note(uploaded, arrived=False)
+            ledger.note(uploaded, arrived=False)
             checkpoints.upload(checkpoint, store, confirm)
-            deliveries.note(uploaded, arrived=True)
+            ledger.note(uploaded, arrived=True)
         kept = checkpoints.prune_store(store, **checkpoints.retention_of(self.config))
-        return Arrival(uploaded, max(map(mean_of, kept), default=-math.inf))
+        return Uploaded(uploaded, max(map(mean_of, kept), default=-math.inf))
 
     def awaits_score(self, checkpoint: Checkpoint) -> bool:
-        """Whether *checkpoint* is the last of its run and has yet to get its final score."""
-        last = checkpoint.global_step >= self.config.experiment.total_timesteps
-        section = self.config.evaluation
+        """Return whether *checkpoint* is the last of its run and has yet to get its final score."""
+        section, last = self.config.evaluation, self.config.experiment.total_timesteps
         to_score = section.enabled and section.final_episodes > 0
-        return last and to_score and checkpoint.manifest.final_scores is None
+        return to_score and checkpoint.global_step >= last and checkpoint.manifest.final_scores is None
 
-    def deliveries(self) -> Deliveries:
-        """What is noted of the run's checkpoints and of this storage."""
+    def ledger(self) -> UploadLedger:
+        """Read what is known of the run's checkpoints in this storage."""
         url = self.config.storage.url
-        return Deliveries(self.folder, "" if url is None else without_password(url))
+        return UploadLedger(self.folder, "" if url is None else without_password(url))
 
-    def left(self) -> list[Checkpoint]:
-        """The local checkpoints that, as far as is noted here, have not arrived; oldest first."""
-        deliveries, found = self.deliveries(), checkpoints.local_checkpoints(self.folder)
-        return [checkpoint for checkpoint in found if not deliveries.arrived(checkpoint)]
+    def not_uploaded(self) -> list[Checkpoint]:
+        """Return the local checkpoints that have not arrived, as far as the ledger knows; oldest first."""
+        ledger = self.ledger()
+        return [c for c in checkpoints.local_checkpoints(self.folder) if not ledger.arrived(c)]
 
-    def to_do(self) -> list[Checkpoint]:
-        """The local checkpoints that have not arrived, or that W&B has not been told of; oldest first."""
-        deliveries, found = self.deliveries(), checkpoints.local_checkpoints(self.folder)
-        return [
-            c for c in found if not (deliveries.arrived(c) and (deliveries.told(c) or self.awaits_score(c)))
-        ]
+    def not_announced(self) -> list[Checkpoint]:
+        """Return the local checkpoints that have arrived and that W&B has to be told of; oldest first."""
+        ledger = self.ledger()
+        arrived = [c for c in checkpoints.local_checkpoints(self.folder) if ledger.arrived(c)]
+        return [c for c in arrived if not (ledger.announced(c) or self.awaits_score(c))]
 
-    def outcome(self) -> dict[str, Any]:
-        """What the run's record says of it: the steps left, and where the newest checkpoint is."""
-        left = [checkpoint.global_step for checkpoint in self.left()]
+    def unfinished(self) -> list[Checkpoint]:
+        """Return the local checkpoints that are not uploaded or not announced; oldest first."""
+        found = [*self.not_uploaded(), *self.not_announced()]
+        return sorted(found, key=lambda checkpoint: checkpoint.global_step)
+
+    def summary(self) -> dict[str, Any]:
+        """Return what the run's record says: steps not uploaded, and where the newest checkpoint is."""
         newest = checkpoints.local_checkpoints(self.folder)[-1:]
-        address = self.deliveries().address(newest[0]) if newest else None
-        return {"not_uploaded": left, **({"checkpoint": address} if address else {})}
+        address = self.ledger().address(newest[0]) if newest else None
+        steps = [checkpoint.global_step for checkpoint in self.not_uploaded()]
+        return {"not_uploaded": steps, **({"checkpoint": address} if address else {})}
 
 
 def mean_of(checkpoint: Checkpoint) -> float:
-    """The mean return of *checkpoint*; minus infinity where it has none."""
+    """Return the mean return of *checkpoint*, minus infinity where it has none."""
     return checkpoint.mean if math.isfinite(checkpoint.mean) else -math.inf
 
 
-class Deliveries:
-    """What has arrived in a storage and been told of, as the run folder notes it.
+class UploadLedger:
+    """Entries of the run folder *folder* on checkpoints in the storage *place*, a URL without its password.
 
-    :param folder: the run's
-    :param place: the storage's URL without a password; empty where the run folder is all there is
+    *place* is empty where the run folder is all there is.
     """
 
     def __init__(self, folder: Path, place: str) -> None:
         self._folder, self.place = folder, place
-        noted = _read(folder / RECORD)
-        self._checkpoints: dict[str, Any] = noted.get("checkpoints", {})
-        best = noted.get("best")
+        found = _read(folder / LEDGER)
+        self._entries: dict[str, Any] = found.get("checkpoints", {})
+        best = found.get("best")
         self._best = -math.inf if best is None else float(best)
 
     def knows(self, checkpoint: Checkpoint) -> bool:
-        """Whether there is any note of *checkpoint*."""
-        return checkpoint.name in self._checkpoints
+        """Return whether there is an entry of *checkpoint* for any storage."""
+        return checkpoint.name in self._entries
 
     def arrived(self, checkpoint: Checkpoint) -> bool:
-        """Whether *checkpoint* has arrived, with every word of its manifest."""
-        return self._noted(checkpoint).get("arrived") == checkpoint.manifest.sha256()
+        """Return whether *checkpoint* has arrived with this very manifest."""
+        return self._entry(checkpoint).get("arrived") == checkpoint.manifest.sha256()
 
     def address(self, checkpoint: Checkpoint) -> str | None:
-        """Where *checkpoint* has arrived, None if it has not."""
-        address = self._noted(checkpoint).get("address")
+        """Return where *checkpoint* has arrived, None if it has not."""
+        address = self._entry(checkpoint).get("address")
         return str(address) if address and self.arrived(checkpoint) else None
 
-    def told(self, checkpoint: Checkpoint) -> bool:
-        """Whether W&B has been told where these files are."""
-        return self._noted(checkpoint).get("told") == checkpoint.manifest.files_sha256()
+    def announced(self, checkpoint: Checkpoint) -> bool:
+        """Return whether W&B has been told where these files are."""
+        return self._entry(checkpoint).get("told") == checkpoint.manifest.files_sha256()
 
     def failures(self, checkpoint: Checkpoint) -> int:
-        """How often W&B could not be told."""
-        return int(self._noted(checkpoint).get("failures", 0))
+        """Return how often W&B could not be told."""
+        return int(self._entry(checkpoint).get("failures", 0))
 
     def is_best(self, checkpoint: Checkpoint, best_kept: float | None = None) -> bool:
-        """Whether no checkpoint told of before, or kept beside it, has a better score.
+        """Return whether no checkpoint that was announced, or is kept beside it, has a better score.
 
-        The store is asked what is kept there if the caller does not know the *best_kept* of it.
+        The store is asked for *best_kept* if the caller does not know it.
         """
         if best_kept is None:
             kept = checkpoints.list_checkpoints(checkpoint.store)
@@ -145,32 +147,32 @@ class Deliveries:
         return mean_of(checkpoint) >= max(best_kept, self._best) > -math.inf
 
     def note(
-        self, checkpoint: Checkpoint, *, arrived: bool, told: bool = False, failed: bool = False
+        self, checkpoint: Checkpoint, *, arrived: bool, announced: bool = False, failed: bool = False
     ) -> None:
-        """Write down how far *checkpoint* is on its way to its address."""
-        noted = {**self._noted(checkpoint), "place": self.place, "address": checkpoint.address}
-        noted["arrived"] = checkpoint.manifest.sha256() if arrived else None
+        """Write how far *checkpoint* is on its way to its address."""
+        entry = {**self._entry(checkpoint), "place": self.place, "address": checkpoint.address}
+        entry["arrived"] = checkpoint.manifest.sha256() if arrived else None
         if failed:
-            noted["failures"] = self.failures(checkpoint) + 1
-        if told:
-            noted["told"] = checkpoint.manifest.files_sha256()
+            entry["failures"] = self.failures(checkpoint) + 1
+        if announced:
+            entry["told"] = checkpoint.manifest.files_sha256()
             self._best = max(mean_of(checkpoint), self._best)
         here = {c.name for c in checkpoints.local_checkpoints(self._folder)}
-        entries = {**self._checkpoints, checkpoint.name: noted}
-        self._checkpoints = {name: entries[name] for name in sorted(entries) if name in here}
+        entries = {**self._entries, checkpoint.name: entry}
+        self._entries = {name: entries[name] for name in sorted(entries) if name in here}
         best = self._best if math.isfinite(self._best) else None
-        text = json.dumps({"best": best, "checkpoints": self._checkpoints}, indent=2) + "\n"
-        write_atomically(self._folder / RECORD, text.encode())
+        text = json.dumps({"best": best, "checkpoints": self._entries}, indent=2) + "\n"
+        write_atomically(self._folder / LEDGER, text.encode())
 
-    def _noted(self, checkpoint: Checkpoint) -> Mapping[str, Any]:
-        noted = self._checkpoints.get(checkpoint.name, {})
-        return noted if noted.get("place") == self.place else {}
+    def _entry(self, checkpoint: Checkpoint) -> Mapping[str, Any]:
+        entry = self._entries.get(checkpoint.name, {})
+        return entry if entry.get("place") == self.place else {}
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """The notes at *path*; none where there are none that can be read, for everything can be asked again."""
+    """Return the ledger at *path*, an empty one if it cannot be read: the store can be asked again."""
     try:
-        noted = json.loads(path.read_text())
-        return noted if isinstance(noted.get("checkpoints"), dict) else {}
+        found = json.loads(path.read_text())
+        return found if isinstance(found.get("checkpoints"), dict) else {}
     except (OSError, ValueError, AttributeError):
         return {}

@@ -1,4 +1,4 @@
-"""A process that brings checkpoints to ``storage.url`` for the one that trains.
+"""A process that uploads checkpoints for the one that trains.
 
 Signing, hashing and sending hold Python's interpreter lock for milliseconds at a time, for which each step
 of a training in the same process would wait. Here a thread of it waits for an answer instead.
@@ -26,7 +26,7 @@ from rl_research.checkpoints import Checkpoint
 from rl_research.errors import RunTakenOver, in_a_line
 from rl_research.storage import Share, StoreLease, crosses_network, is_transient
 from rl_research.system import when_parent_ends
-from rl_research.uploads.run_storage import Arrival, Home
+from rl_research.uploads.run_storage import RunStorage, Uploaded
 
 _NICE = 5  # where a core is short, training has it first
 _ITS_OWN = "SIGINT SIGTERM SIGHUP SIGUSR1 SIGUSR2"  # signals that are for the process that trains
@@ -41,46 +41,46 @@ worker.serve({{number}})
 
 
 class UploadWorker:
-    """Brings a run's checkpoints to its store, one at a time, in a process of its own.
+    """Uploads a run's checkpoints to its store, one at a time, in a process of its own.
 
     Where ``storage.url`` crosses no network the calling thread does it: there is nothing to sign or to
     encrypt, and a file system may live in this very process (``memory://``, one that a user registers).
 
-    :param home: the run's
+    :param storage: the run's place in the store
     :param lease: confirmed before anything is published; None where nobody else can have the run
     """
 
-    def __init__(self, home: Home, lease: StoreLease | None):
-        self._home, self._lease = home, lease
-        self._apart = crosses_network(str(home.config.storage.url))
+    def __init__(self, storage: RunStorage, lease: StoreLease | None):
+        self._storage, self._lease = storage, lease
+        self._apart = crosses_network(str(storage.config.storage.url))
         self._process: subprocess.Popen[bytes] | None = None
         self._connection: Connection[Any, Any] | None = None
         self._ended = False
         self._lock = threading.Lock()
 
     def start(self) -> None:
-        """Start the process, if there is to be one, so that it is ready when it is needed."""
+        """Start the process, if one is needed, so that it is ready for the first checkpoint."""
         if self._apart:
             with suppress(OSError):  # a machine short of memory may have some when it is needed
-                self._started()
+                self._connected()
 
-    def bring(self, checkpoint: Checkpoint) -> Arrival:
-        """`Home.bring`, with the same errors; a process that has died is a `ConnectionResetError`.
+    def upload(self, checkpoint: Checkpoint) -> Uploaded:
+        """Do what `RunStorage.upload` does, with the same errors.
 
-        The next call starts another one.
+        Raises `ConnectionResetError` if the process has died; the next call starts another one.
         """
         if not self._apart:
-            return self._home.bring(checkpoint, self._confirm)
-        answer = self._asked(checkpoint.address)
+            return self._storage.upload(checkpoint, self._confirm)
+        answer = self._ask(checkpoint.address)
         if isinstance(answer, _Failure):
             if answer.taken_over:
                 self._confirm()  # so that training hears of it, too
             raise answer.error()
         manifest, best_kept = answer
-        return Arrival(Checkpoint(self._home.store(), checkpoint.name, manifest), best_kept)
+        return Uploaded(Checkpoint(self._storage.store(), checkpoint.name, manifest), best_kept)
 
     def end(self) -> None:
-        """End the process, whatever it is doing: what it has not brought has not arrived."""
+        """End the process, whatever it is doing: what it is uploading has not arrived."""
         with self._lock:
             self._ended = True
             if self._process is not None:
@@ -91,7 +91,7 @@ class UploadWorker:
         if self._lease is not None:
             self._lease.confirm()
 
-    def _started(self) -> Connection[Any, Any]:
+    def _connected(self) -> Connection[Any, Any]:
         with self._lock:
             if self._ended:
                 raise ConnectionAbortedError(errno.ECONNABORTED, "the run has ended")
@@ -103,12 +103,12 @@ class UploadWorker:
                         [sys.executable, "-c", words], stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()]
                     )
                 self._connection = ours
-                ours.send((os.getpid(), logging.getLogger().getEffectiveLevel(), self._home))
+                ours.send((os.getpid(), logging.getLogger().getEffectiveLevel(), self._storage))
             return self._connection
 
-    def _asked(self, address: str) -> Any:
+    def _ask(self, address: str) -> Any:
         try:
-            connection = self._started()
+            connection = self._connected()
             connection.send((address, None if self._lease is None else self._lease.share))
             while isinstance(answer := connection.recv(), logging.LogRecord):
                 logger = logging.getLogger(answer.name)
@@ -116,10 +116,10 @@ class UploadWorker:
                     logger.handle(answer)
             return answer
         except (EOFError, ConnectionError) as error:
-            raise ConnectionResetError(errno.ECONNRESET, self._last_words()) from error
+            raise ConnectionResetError(errno.ECONNRESET, self._forget_process()) from error
 
-    def _last_words(self) -> str:
-        """Bury the process that has died, so that another one is started; how it ended."""
+    def _forget_process(self) -> str:
+        """Clear away the process that has died, so that another one is started; return how it ended."""
         with self._lock:
             if self._ended or self._process is None or self._connection is None:
                 return "the run has ended"
@@ -133,7 +133,7 @@ class UploadWorker:
 
 @dataclass(frozen=True)
 class _Failure:
-    """An error on its way from one process to the other, where what it was raised from does not follow."""
+    """An error on its way from one process to the other; its cause and its traceback cannot be pickled."""
 
     pickled: bytes | None
     line: str
@@ -152,7 +152,7 @@ class _Failure:
         return cls(pickled, in_a_line(error), is_transient(error), taken_over, trace)
 
     def error(self) -> Exception:
-        """The error, or one of which `is_transient` says the same."""
+        """Return the error, or one of which `is_transient` says the same."""
         if self.pickled is not None:
             error: Exception = pickle.loads(self.pickled)
         else:
@@ -163,44 +163,44 @@ class _Failure:
 
 
 class _Trace(Exception):
-    """Shows, where an error is printed, where in the other process it was raised."""
+    """Shows the traceback of the other process where an error is printed."""
 
     def __str__(self) -> str:
         return f"\n{self.args[0]}"
 
 
 class _ToParent:
-    """The connection as several threads of the process may use it; stands where logging wants a queue."""
+    """A connection that several threads may use; it stands where logging wants a queue."""
 
     def __init__(self, connection: Connection[Any, Any]):
         self._connection, self._lock = connection, threading.Lock()
 
     def put_nowait(self, answer: Any, /) -> None:
-        """Send an answer, or what is logged, which the process that trains shows as its own."""
+        """Send an answer, or a log record, which the process that trains shows as its own."""
         with self._lock:
             self._connection.send(answer)
 
 
 def serve(number: int) -> None:
-    """Be the process: bring what is asked for through the socket *number*, until its other end closes."""
+    """Be the process: upload what is asked for through the socket *number*, until its other end closes."""
     os.nice(_NICE)
     connection: Connection[Any, Any] = Connection(number)
-    parent, level, home = connection.recv()
+    parent, level, storage = connection.recv()
     # at once, so that no two processes write for one run
     when_parent_ends(number, lambda: os._exit(0), parent)
     parent_side = _ToParent(connection)
     logging.basicConfig(level=level, handlers=[QueueHandler(parent_side)])  # type: ignore[arg-type]  # asks for put_nowait alone
-    with suppress(Exception):  # whoever asks for something hears of it
-        home.store()  # its client takes a while to import
+    with suppress(Exception):  # whoever asks for an upload hears of it
+        storage.store()  # its client takes a while to import
     with suppress(EOFError):
         while True:
-            parent_side.put_nowait(_answer(home, *connection.recv()))
+            parent_side.put_nowait(_answer(storage, *connection.recv()))
 
 
-def _answer(home: Home, address: str, share: Share | None) -> _Failure | tuple[Any, float]:
-    lease = None if share is None else StoreLease.of(share, home.store)
+def _answer(storage: RunStorage, address: str, share: Share | None) -> _Failure | tuple[Any, float]:
+    lease = None if share is None else StoreLease.of(share, storage.store)
     try:
-        arrival = home.bring(checkpoints.find(address), lease.confirm if lease else lambda: None)
+        uploaded = storage.upload(checkpoints.find(address), lease.confirm if lease else lambda: None)
     except Exception as error:  # noqa: BLE001  # raised where it was asked for
         return _Failure.of(error)
-    return arrival.checkpoint.manifest, arrival.best_kept
+    return uploaded.checkpoint.manifest, uploaded.best_kept

@@ -25,8 +25,8 @@ from rl_research.runs.run import open_run
 from rl_research.sync import Policy, find
 from rl_research.sync.places import deliver as sync
 from rl_research.training import stages
-from rl_research.uploads import late_artifacts, pending
-from rl_research.uploads.run_storage import Home
+from rl_research.uploads import announce_late, pending, unannounced
+from rl_research.uploads.run_storage import RunStorage
 
 Train = Callable[..., Path]
 
@@ -62,16 +62,16 @@ def train(tmp_path: Path) -> Train:
     return run
 
 
-def _home(folder: Path) -> Home:
-    (home,) = pending.homes(folder.parent)
+def _home(folder: Path) -> RunStorage:
+    (home,) = pending.runs_with_storage(folder.parent)
     return home
 
 
-def _bring(folder: Path) -> Home:
+def _bring(folder: Path) -> RunStorage:
     """Bring everything to the store, and tell nobody."""
     home = _home(folder)
     for checkpoint in checkpoints.local_checkpoints(folder):
-        home.bring(checkpoint, lambda: None)
+        home.upload(checkpoint, lambda: None)
     return home
 
 
@@ -175,22 +175,22 @@ def test_an_offline_run_gets_a_segment_more(
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from rl_research.uploads import afterwords, home, leftovers
+from rl_research.uploads import announcement, pending, run_storage
 
 def die(*_, **__):
     os.kill(os.getpid(), signal.SIGKILL)
 
 moment = sys.argv[2]
 if moment == "within":
-    tell, told = afterwords.tell, []
-    afterwords.tell = lambda *args: die() if told else told.append(tell(*args))
+    log, logged = announcement._log_artifact, []
+    announcement._log_artifact = lambda *args: die() if logged else logged.append(log(*args))
 elif moment == "before":
     Path.rename = die
 elif moment == "after":
-    home.Deliveries.note = die
-(found,) = leftovers.homes(Path(sys.argv[1]))
-with leftovers.held(found):
-    afterwords.tell_of(found, afterwords.untold(found))
+    run_storage.UploadLedger.note = die
+(found,) = pending.runs_with_storage(Path(sys.argv[1]))
+with pending.leased_for_upload(found):
+    announcement.announce_late(found, announcement.unannounced(found))
 """
 
 
@@ -212,11 +212,11 @@ def test_killed_at_any_moment_it_is_told_once(train: Train, server: WandbServer,
         _tell_and_die(folder, moment)
         assert _segments(folder) == before
         assert _sync(folder).startswith("unchanged"), "nothing that looks like a crashed run"
-        assert len(late_artifacts.untold(home)) == len(steps_committed(folder))
+        assert len(unannounced(home)) == len(steps_committed(folder))
     for moment in ("after", "after", ""):
         _tell_and_die(folder, moment)
         assert len(_segments(folder)) == len(before) + 1
-    assert late_artifacts.untold(home) == []
+    assert unannounced(home) == []
     assert _sync(folder).startswith("synced")
     _assert_all_told(server, folder, tmp_path / "store")
     assert _facts(server.run("mine")) == facts
@@ -236,7 +236,7 @@ def test_a_folder_that_was_moved_or_pruned_is_told_all_the_same(
     else:
         shutil.rmtree(folder / "wandb")
     home = _bring(folder)
-    late_artifacts.tell_of(home, late_artifacts.untold(home))
+    announce_late(home, unannounced(home))
     assert not (tmp_path / "runs" / "mine").exists() or what == "pruned"
     assert _sync(folder).startswith("synced")
     _assert_all_told(server, folder, tmp_path / "store")
@@ -249,8 +249,8 @@ def test_latest_stays_with_the_newest(train: Train, server: WandbServer) -> None
     home, (*older, newest) = _home(folder), checkpoints.local_checkpoints(folder)
     for checkpoints_now in ([newest], older):
         for checkpoint in checkpoints_now:
-            home.bring(checkpoint, lambda: None)
-        late_artifacts.tell_of(home, late_artifacts.untold(home))
+            home.upload(checkpoint, lambda: None)
+        announce_late(home, unannounced(home))
     assert _sync(folder).startswith("synced")
     assert "latest" in _told(server)[newest.global_step]["aliases"]
     assert not any("latest" in _told(server)[c.global_step]["aliases"] for c in older)
@@ -268,7 +268,7 @@ def test_what_the_environment_says_of_other_runs_stays_out(
     monkeypatch.setenv("WANDB_MODE", "online")
     server.adopt(monkeypatch)
     home = _bring(folder)
-    late_artifacts.tell_of(home, late_artifacts.untold(home))
+    announce_late(home, unannounced(home))
     assert _sync(folder).startswith("synced")
     assert _facts(server.run("mine")) == facts
     assert server.run_ids == ["mine"]
@@ -286,9 +286,9 @@ def test_a_failed_run_stays_failed_and_one_that_goes_on_tells_itself(
     record = record_of(folder)
     for status in ("interrupted", "running"):
         (folder / "run.json").write_text(json.dumps({**record, "status": status}))
-        assert late_artifacts.untold(home) == []
+        assert unannounced(home) == []
     (folder / "run.json").write_text(json.dumps(record))
-    late_artifacts.tell_of(home, late_artifacts.untold(home))
+    announce_late(home, unannounced(home))
     assert _sync(folder).startswith("synced")
     assert len(_told(server)) == len(steps_committed(folder))
     assert (server.run("mine").state, server.run("mine").exit_code) == ("failed", 1)
@@ -297,7 +297,7 @@ def test_a_failed_run_stays_failed_and_one_that_goes_on_tells_itself(
 def test_a_run_without_wandb_has_nobody_to_tell(train: Train) -> None:
     """With ``wandb=disabled`` there is nothing to do."""
     home = _bring(train("wandb=disabled"))
-    assert late_artifacts.untold(home) == []
+    assert unannounced(home) == []
     assert not list(home.folder.glob("wandb/**/*.wandb"))
 
 
@@ -350,8 +350,8 @@ def test_an_online_run_killed_meanwhile_is_finished_by_the_next_hour(
 def test_it_takes_the_run(train: Train) -> None:
     """A run that a process has open is not told of from outside."""
     home = _bring(train("wandb.mode=offline"))
-    with leased_folder(home.folder), pytest.raises(ConfigError), pending.held(home):
+    with leased_folder(home.folder), pytest.raises(ConfigError), pending.leased_for_upload(home):
         pass
-    with pending.held(home):
+    with pending.leased_for_upload(home):
         assert (home.folder / ".lease").read_text().startswith(DELIVERY)
     assert not [r for r in wandb_records(home.folder) if r.WhichOneof("record_type") == "artifact"]
