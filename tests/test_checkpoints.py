@@ -238,6 +238,7 @@ WRITER = """
 """
 
 
+@pytest.mark.slow
 def test_killed_at_random_moments_no_reader_sees_a_torn_one(tmp_path: Path) -> None:
     """Through 15 SIGKILLs of a busy writer, what a manifest names can be read whole or is gone."""
     chance = random.Random(0)

@@ -168,6 +168,7 @@ def test_options_and_overrides_come_in_any_order(call: Answer, words: tuple[str,
     assert composed["experiment"]["seed"] == 3
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("prefect_api")
 def test_evaluate_takes_its_words_in_any_order(call: Answer, trained: Path) -> None:
     """The checkpoint may stand before or behind the options."""

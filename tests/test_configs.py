@@ -73,6 +73,7 @@ def test_groups_and_choices_are_the_files() -> None:
     assert choices("wandb") == ["disabled", "offline", "online"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_every_experiment_is_complete(name: str) -> None:
     """An experiment file is named as its file, runs a known environment, and cites its score."""

@@ -156,6 +156,7 @@ _MISTAKES: dict[str, tuple[Change, str]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mistake", _MISTAKES)
 def test_a_mistake_is_named(raw: dict[str, Any], mistake: str) -> None:
     """Each planted mistake is found, alone, in a line that names it; most of them Prefect lets pass."""

@@ -50,6 +50,7 @@ def _words(runs_dir: Path, algorithm: str) -> list[str]:
     )  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("algorithm", ["ppo", "a2c", "dqn", "sac"])
 def test_a_diverged_run_fails_with_its_step(tmp_path: Path, algorithm: str) -> None:
     """NaN rewards end the run soon after, by name, each time; what is committed is finite."""

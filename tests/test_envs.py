@@ -198,6 +198,7 @@ def test_thresholds_and_films_are_known(tiny_config: TinyConfig) -> None:
 # ---------------------------------------------------------------- captured
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "normalize"), [("dummy", "false"), ("dummy", "true"), ("subproc", "true")])
 def test_a_captured_environment_goes_on_to_the_same_bits(
     tiny_config: TinyConfig, kind: str, normalize: str

@@ -102,6 +102,7 @@ def _assert_refused(error: BaseException, *words: str) -> None:
 # ---------------------------------------------------------------- connections
 
 
+@pytest.mark.slow
 def test_a_connection_that_fails_is_worth_another_try(faults: Faults, sources: Path) -> None:
     """Refused and reset are transient in every client and operation, at once, after one try or two."""
     store = _ready(faults)
@@ -120,6 +121,7 @@ def test_a_connection_that_fails_is_worth_another_try(faults: Faults, sources: P
         run()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["put big", "write", "get", "folders"])
 def test_a_server_that_falls_silent_is_worth_another_try(faults: Faults, sources: Path, name: str) -> None:
     """What hangs is given up after the timeout, also a put, and works when the server does."""
@@ -136,6 +138,7 @@ def test_a_server_that_falls_silent_is_worth_another_try(faults: Faults, sources
     OPERATIONS[name](_store(faults), sources)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["reset_request", "reset_response", "truncate", "stall"])
 def test_a_connection_that_breaks_in_the_middle_is_worth_another_try(
     object_store: Server, sources: Path, kind: str
@@ -161,6 +164,7 @@ def test_a_connection_that_breaks_in_the_middle_is_worth_another_try(
         assert (sources / "got").read_bytes() == bytes(BIG)
 
 
+@pytest.mark.slow
 def test_a_slow_transfer_is_left_alone(object_store: Server, sources: Path) -> None:
     """While bytes move, however slowly, a transfer takes the time it needs: several times the timeout."""
     object_store.bucket("slow")
@@ -251,6 +255,7 @@ def _tries(kind: str, name: str) -> int:
     return 3 if (kind, name) == ("az", "put big") else 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "status", "code"),
     [
@@ -415,6 +420,7 @@ def _chained(faults: Faults, url: str, timeout: float = TIMEOUT) -> Store:
     return store
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("url", CHAINS)
 def test_a_chain_is_bounded_as_what_it_stands_on(s3_faults: Faults, sources: Path, url: str) -> None:
     """Every operation in a chain fails after one try, and is given up where the server is silent."""
@@ -449,6 +455,7 @@ def test_a_chain_that_is_down_at_first_is_written_where_it_says(sftp: Server) ->
         assert sftp.files("chained") == {"sub/a": b"x"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["hang", "stall"])
 def test_an_archive_that_falls_silent_is_given_up(s3_faults: Faults, tmp_path: Path, kind: str) -> None:
     """Reading from a zip in a bucket, and opening it, ends after the timeout, and works afterwards."""

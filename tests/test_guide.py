@@ -53,6 +53,7 @@ def launch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("launch")
 def test_the_guide_runs_as_printed() -> None:
     """The Python blocks run in order, and everything they log is in the offline run."""

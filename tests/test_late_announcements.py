@@ -202,6 +202,7 @@ def _tell_and_die(folder: Path, moment: str) -> None:
     assert done.returncode == (-9 if moment else 0), done.stderr
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment_it_is_told_once(train: Train, server: WandbServer, tmp_path: Path) -> None:
     """SIGKILL within the segment, before it takes its place, and before the note: one segment at the end."""
     folder = train("wandb.mode=offline")
@@ -222,6 +223,7 @@ def test_killed_at_any_moment_it_is_told_once(train: Train, server: WandbServer,
     assert _facts(server.run("mine")) == facts
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["moved", "pruned"])
 def test_a_folder_that_was_moved_or_pruned_is_told_all_the_same(
     train: Train, server: WandbServer, tmp_path: Path, what: str
@@ -243,6 +245,7 @@ def test_a_folder_that_was_moved_or_pruned_is_told_all_the_same(
     assert _facts(server.run("mine")) == facts
 
 
+@pytest.mark.slow
 def test_latest_stays_with_the_newest(train: Train, server: WandbServer) -> None:
     """A checkpoint that arrives after a newer one was told of does not become W&B's `latest`."""
     folder = train("wandb.mode=offline")
@@ -256,6 +259,7 @@ def test_latest_stays_with_the_newest(train: Train, server: WandbServer) -> None
     assert not any("latest" in _told(server)[c.global_step]["aliases"] for c in older)
 
 
+@pytest.mark.slow
 def test_what_the_environment_says_of_other_runs_stays_out(
     train: Train, server: WandbServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -277,6 +281,7 @@ def test_what_the_environment_says_of_other_runs_stays_out(
 # ---------------------------------------------------------------- of which runs
 
 
+@pytest.mark.slow
 def test_a_failed_run_stays_failed_and_one_that_goes_on_tells_itself(
     train: Train, server: WandbServer
 ) -> None:
@@ -334,6 +339,7 @@ def test_an_online_run_is_resumed_for_it(train: Train, server: WandbServer, tmp_
     assert find([folder]) == [], "a sync has nothing to do"
 
 
+@pytest.mark.slow
 def test_an_online_run_killed_meanwhile_is_finished_by_the_next_hour(
     train: Train, server: WandbServer, tmp_path: Path
 ) -> None:

@@ -450,6 +450,7 @@ def test_hydras_output_dir_under_hydra_main(launch: Path) -> None:
     assert len(list(launch.glob("outputs/*/*/wandb/offline-run-*"))) == 1
 
 
+@pytest.mark.slow
 def test_a_flow_run_is_linked_and_gives_the_id(launch: Path) -> None:
     """In a flow the id comes from the flow run, and the W&B run says which one it was."""
     done = _script(
@@ -499,6 +500,7 @@ _ONLINE = """
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("server", ["refused", "half", "no key"])
 def test_an_online_run_without_a_server_goes_on_offline(server: str, launch: Path) -> None:
     """Within the bound the run continues offline, with its rows and one warning."""

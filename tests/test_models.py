@@ -73,6 +73,7 @@ def _saved(value: Any) -> bytes:
 # ---------------------------------------------------------------- the hash
 
 
+@pytest.mark.slow
 def test_the_hash_is_the_same_in_another_process(make: Callable[..., BaseAlgorithm], tmp_path: Path) -> None:
     """Saved models loaded by SB3 in another process have the same hashes."""
     made = {case: make(*overrides) for case, overrides in CASES.items()}

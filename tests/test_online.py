@@ -92,6 +92,7 @@ def test_an_online_run_says_that_it_has_arrived(server: WandbServer) -> None:
     assert server.artifacts("c")[0].aliases == ["latest", "best"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trouble", ["refused", "hanging", "wrong key", "forbidden", "slow start"])
 def test_what_cannot_be_online_goes_on_offline(
     trouble: str, here: TcpProxy, server: WandbServer, caplog: pytest.LogCaptureFixture
@@ -120,6 +121,7 @@ def test_without_fallback_it_is_an_error(here: TcpProxy, server: WandbServer) ->
             _logger("r", fallback=False)
 
 
+@pytest.mark.slow
 def test_without_fallback_the_run_ends_with_2(nursery: Nursery, tmp_path: Path, here: TcpProxy) -> None:
     """A run that must be online and cannot be is a mistake of the user's, told in one line."""
     here.down()
@@ -147,6 +149,7 @@ def _break(trouble: str, proxy: TcpProxy, server: WandbServer) -> str:
     return "Timed out initializing run"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("outage", ["down", "hang"])
 def test_a_server_that_goes_away_blocks_nothing(
     outage: str, here: TcpProxy, caplog: pytest.LogCaptureFixture
@@ -200,6 +203,7 @@ def test_another_run_of_the_process_outlives_one_that_hangs(server: WandbServer)
     server.heal()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("here")
 def test_an_artifact_that_does_not_arrive_is_noticed(server: WandbServer) -> None:
     """With *wait* a failed upload is an error that can be retried, a refusal one that cannot."""
@@ -238,6 +242,7 @@ def test_what_the_server_has_is_asked_for(here: TcpProxy) -> None:
         WandbApi(here.url, timeout=1).logged("tester/double/again")
 
 
+@pytest.mark.slow
 def test_a_killed_online_run_goes_on_with_every_row_once(
     nursery: Nursery, tmp_path: Path, server: WandbServer
 ) -> None:
@@ -260,6 +265,7 @@ def test_a_killed_online_run_goes_on_with_every_row_once(
     assert sorted(_numbered(server, "killed")) == rows
 
 
+@pytest.mark.slow
 def test_a_stopped_run_leaves_within_its_deadline_though_the_server_hangs(
     nursery: Nursery, tmp_path: Path, here: TcpProxy
 ) -> None:

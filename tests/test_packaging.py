@@ -91,6 +91,7 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return home / "bin"
 
 
+@pytest.mark.slow
 def test_the_wheel_holds_the_configurations_and_no_tests(wheel: Path) -> None:
     """The wheel has every configuration, template, stub and flow, and no top-level name but `rl_research`."""
     with zipfile.ZipFile(wheel) as archive:
@@ -123,6 +124,7 @@ def test_a_folder_with_flows_of_the_users_own(installed: Path, tmp_path: Path) -
     assert json.loads(done.stdout)["status"] == "finished"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "flow", [path.stem for path in sorted((_ROOT / "flows").glob("*.py")) if path.stem != "__init__"]
 )
@@ -186,6 +188,7 @@ def test_importing_costs_nothing(statement: str) -> None:
     assert not _HEAVY & set(done.stdout.split())
 
 
+@pytest.mark.slow
 def test_composing_needs_no_prefect_and_no_wandb() -> None:
     """A configuration is checked without the orchestrator and without W&B."""
     code = "import sys, rl_research; rl_research.load_config(); print('\\n'.join(sys.modules))"

@@ -121,6 +121,7 @@ def _disturb_randomness(by: int) -> None:
         random.random(), np.random.rand(), torch.rand(2)  # only the draw counts
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_a_stopped_run_ends_with_the_same_bits(tmp_path: Path, case: str) -> None:
     """Stopped twice and resumed, a run has the result and the rows of an undisturbed one."""
@@ -330,6 +331,7 @@ def test_a_boundary_resume_is_itself_reproducible(tmp_path: Path) -> None:
     assert results[0] == results[1]
 
 
+@pytest.mark.slow
 def test_w_and_b_tells_a_boundary_resume_s_steps_as_they_were_lived_last(tmp_path: Path) -> None:
     """Killed after steps that no checkpoint holds, a run has one row per step in W&B: progress.csv's."""
     overrides = tiny(

@@ -258,6 +258,7 @@ def test_a_run_that_was_taken_over_stops_and_leaves_the_others_checkpoints(tmp_p
     assert max(c.global_step for c in checkpoints.local_checkpoints(config.run_dir)) < 640
 
 
+@pytest.mark.slow
 def test_two_machines_started_together_do_not_both_finish(tmp_path: Path) -> None:
     """Of two processes that share only the URL one is refused or stopped, and the other's bits are right."""
     alone = load_config(tiny(tmp_path / "alone", "mine", "wandb=disabled"))

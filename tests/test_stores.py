@@ -73,6 +73,7 @@ def _assert_whole(files: dict[str, bytes], step: int) -> None:
 # ---------------------------------------------------------------- the store itself
 
 
+@pytest.mark.slow
 def test_a_store_keeps_what_it_is_given(server: Server, tmp_path: Path) -> None:
     """Write, put, read, get, size, sizes, folders and remove agree on every server and with its files."""
     store = Store(server.url(f"runs/{PREFIX}/ä b"), server.options)
@@ -102,6 +103,7 @@ def test_a_store_keeps_what_it_is_given(server: Server, tmp_path: Path) -> None:
     assert not [path for path in server.files("runs") if path.startswith(f"{PREFIX}/ä b/two")]
 
 
+@pytest.mark.slow
 def test_files_of_all_sizes_arrive_side_by_side(server: Server, tmp_path: Path) -> None:
     """However many files of whatever sizes go at once, each arrives byte for byte."""
     sizes = [0, 1, PART - 1, PART, PART + 1, 3 * PART - 5, *range(100, 2000, 47)]
@@ -182,6 +184,7 @@ def test_checkpoints_in_an_archive_can_be_read(s3: Server, tmp_path: Path) -> No
 # ---------------------------------------------------------------- checkpoints in it
 
 
+@pytest.mark.slow
 def test_a_checkpoint_goes_there_and_back(server: Server, tmp_path: Path) -> None:
     """Uploaded, listed, verified and downloaded elsewhere, it is the same to the last byte."""
     store = _remote(server, "back")
@@ -195,6 +198,7 @@ def test_a_checkpoint_goes_there_and_back(server: Server, tmp_path: Path) -> Non
     assert again.read("model.zip") == b"a" * BIG
 
 
+@pytest.mark.slow
 def test_two_runs_in_a_bucket_do_not_touch_each_other(server: Server, tmp_path: Path) -> None:
     """Retention of one run leaves the other's files, though one's name begins with the other's."""
     for run_id in ("twin", "twin-2"):
@@ -312,6 +316,7 @@ print("done")
 """
 
 
+@pytest.mark.slow
 def test_killed_within_an_upload_no_checkpoint_is_half_there(server: Server, tmp_path: Path) -> None:
     """SIGKILL at any moment of an upload: what has a manifest is whole, and the next try ends it."""
     run_id = "killed"
@@ -378,6 +383,7 @@ def test_a_bucket_that_vanishes_or_refuses_is_one_line(tmp_path: Path, monkeypat
         _one_line(lambda: store.write("../file/b", b"x"), "sftp://", "write ../file/b")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("module", "url", "extra"),
     [("s3fs", "s3://bucket/x", "s3"), ("gcsfs", "gs://bucket/x", "gcs"),

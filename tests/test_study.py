@@ -79,6 +79,7 @@ def test_mistakes_come_before_training(change: dict[str, Any], said: str) -> Non
         plan_study(**given)
 
 
+@pytest.mark.slow
 def test_members_use_an_api_only_while_it_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is looked for before each; one that is silent is not handed on, also not by the environment."""
     _without_prefect(monkeypatch)
@@ -97,6 +98,7 @@ def test_members_use_an_api_only_while_it_answers(tmp_path: Path, monkeypatch: p
     assert study_result(study)["failed"] == []
 
 
+@pytest.mark.slow
 def test_a_study_runs_each_member_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every setting and seed is trained, one that fails hinders nobody, and nothing is trained again."""
     _without_prefect(monkeypatch)
@@ -131,6 +133,7 @@ def test_a_study_runs_each_member_once(tmp_path: Path, monkeypatch: pytest.Monke
     assert "3 of 3" in study_markdown(again)
 
 
+@pytest.mark.slow
 def test_a_stop_reaches_the_members(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Asked to stop, a study waits until its members have committed, and says how far they are."""
     _without_prefect(monkeypatch)
@@ -153,6 +156,7 @@ def test_a_stop_reaches_the_members(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert not study.members[1].config.run_dir.exists()
 
 
+@pytest.mark.slow
 def test_a_member_in_other_hands_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a killed study has left running is not started a second time beside itself."""
     _without_prefect(monkeypatch)

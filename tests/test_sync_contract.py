@@ -28,6 +28,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "runs"
 
 
+@pytest.mark.slow
 def test_the_log_of_this_wandb_says_what_is_read_from_it(
     library: Path, tmp_path: Path, server: WandbServer
 ) -> None:
@@ -88,6 +89,7 @@ def test_a_server_without_the_question_still_gets_everything(
     assert server.run("bare").steps == [0, 1, 2, 3]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("status", [400, 404, 413])
 def test_rows_that_may_be_there_are_not_sent_on_a_guess(
     status: int, library: Path, tmp_path: Path, server: WandbServer
@@ -108,6 +110,7 @@ def test_rows_that_may_be_there_are_not_sent_on_a_guess(
     assert server.run("bare").steps == [0, 1, 2, 3]
 
 
+@pytest.mark.slow
 def test_a_server_that_has_less_than_it_acknowledged_is_not_believed(
     library: Path, tmp_path: Path, server: WandbServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -123,6 +126,7 @@ def test_a_server_that_has_less_than_it_acknowledged_is_not_believed(
     assert server.run("bare").steps == [0, 1, 2, 3]
 
 
+@pytest.mark.slow
 def test_ledgers_that_cannot_be_read_are_written_anew(
     library: Path, tmp_path: Path, server: WandbServer
 ) -> None:

@@ -33,6 +33,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_everything_arrives_once(library: Path, tmp_path: Path, server: WandbServer) -> None:
     """Rows, media, tables, artifacts, segments and a failed online start's rows are all there, once."""
     folder = offline_runs.copy(library, tmp_path / "läuft hier")
@@ -60,6 +61,7 @@ def test_everything_arrives_once(library: Path, tmp_path: Path, server: WandbSer
     assert all(is_verified(home) for home in (folder / "runs").iterdir())
 
 
+@pytest.mark.slow
 def test_a_ledger_that_is_lost_costs_no_row(library: Path, tmp_path: Path, server: WandbServer) -> None:
     """Without its ledger, and forced, a delivered run is asked for and not sent again."""
     folder = offline_runs.copy(library, tmp_path / "copy")
@@ -75,6 +77,7 @@ def test_a_ledger_that_is_lost_costs_no_row(library: Path, tmp_path: Path, serve
     assert len(server.run("plain").output) == len(set(server.run("plain").output))
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_sends_only_what_is_new(tmp_path: Path, server: WandbServer) -> None:
     """A segment that comes after a sync is sent alone; its steps follow those of the first."""
     offline_runs.make(tmp_path, "bare:on:5")
@@ -89,6 +92,7 @@ def test_a_run_that_goes_on_sends_only_what_is_new(tmp_path: Path, server: Wandb
     assert ledger_of(tmp_path, "on")["segments"][first.name]["delivered"] is True
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["bare", "plain"])
 def test_a_killed_run_is_sealed_and_synced_as_crashed(kind: str, tmp_path: Path, server: WandbServer) -> None:
     """SIGKILL costs what was not on disk yet, no more; the log itself is left as it was."""
@@ -147,6 +151,7 @@ def test_the_service_of_a_killed_online_run_sends_nothing_more(
         assert server.run("half").steps == list(range(50)), "nobody sends any more"
 
 
+@pytest.mark.slow
 def test_a_run_being_written_is_left_alone(tmp_path: Path, server: WandbServer) -> None:
     """A run whose process lives is not touched, and nobody is asked about it; afterwards it is synced."""
     program = offline_runs.stay(tmp_path, "bare:alive:7")
@@ -172,6 +177,7 @@ def test_a_moved_folder_keeps_its_artifacts(tmp_path: Path, server: WandbServer)
     assert files["staged-rich"] == files["in-place-rich"] == {"weights für alle.bin": b"rich" * 100}
 
 
+@pytest.mark.slow
 def test_lost_files_block_a_run_and_nothing_else(tmp_path: Path, server: WandbServer) -> None:
     """What is gone, or is another file by now, is said; all else arrives, and the rest once it is back."""
     folder = tmp_path / "runs"
@@ -239,6 +245,7 @@ def test_rows_that_an_online_run_could_not_send_are_sent(tmp_path: Path, server:
     assert server.run("half").steps == [*range(50), *range(1000, 1005)]
 
 
+@pytest.mark.slow
 def test_the_marker_of_wandb_is_not_believed(library: Path, tmp_path: Path, server: WandbServer) -> None:
     """A marker that lies is neither believed nor left standing; a true one is set."""
     offline_runs.copy(library / "runs" / "bare", tmp_path / "bare")

@@ -49,6 +49,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "runs"
 
 
+@pytest.mark.slow
 def test_every_failure_is_told_and_mended(library: Path, tmp_path: Path, server: WandbServer) -> None:
     """Each failure stays its own run's, nothing that failed counts as synced, and the rest comes later."""
     folder = offline_runs.copy(library, tmp_path / "runs")
@@ -82,6 +83,7 @@ def test_every_failure_is_told_and_mended(library: Path, tmp_path: Path, server:
         }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["CreateArtifactFiles", "CommitArtifact"])
 def test_an_artifact_that_is_not_taken_is_sent_again(
     kind: str, library: Path, tmp_path: Path, server: WandbServer
@@ -97,6 +99,7 @@ def test_an_artifact_that_is_not_taken_is_sent_again(
     assert len(server.run("r00").rows) == 22
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lost", ["request", "answer"])
 def test_a_cut_in_the_middle_repeats_no_row(
     lost: str, library: Path, tmp_path: Path, server: WandbServer, monkeypatch: pytest.MonkeyPatch
@@ -137,6 +140,7 @@ def test_random_cuts_lose_and_repeat_nothing(
         assert [row["_step"] for row in server.run(f"r{number:02d}").rows] == list(range(22 + number))
 
 
+@pytest.mark.slow
 def test_a_server_that_hangs_is_left_in_time(
     library: Path, tmp_path: Path, server: WandbServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -158,6 +162,7 @@ def test_a_server_that_hangs_is_left_in_time(
     assert sync(folder)["r00"].state == "synced"
 
 
+@pytest.mark.slow
 def test_nobody_there_and_no_key(
     library: Path, tmp_path: Path, server: WandbServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -181,6 +186,7 @@ def test_nobody_there_and_no_key(
     assert sync(folder)["r00"].state == "synced"
 
 
+@pytest.mark.slow
 def test_a_delivered_run_that_is_forced_while_nobody_answers_is_no_worse(
     library: Path, tmp_path: Path, server: WandbServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -266,6 +272,7 @@ def test_on_a_disk_without_locks_a_lease_keeps_two_apart(
     assert not list(tmp_path.rglob("*lease*"))
 
 
+@pytest.mark.slow
 def test_two_threads_share_no_run(library: Path, tmp_path: Path, server: WandbServer) -> None:
     """Syncs in one process exclude each other as processes do."""
     folder = offline_runs.copy(library / "long", tmp_path / "long")

@@ -69,6 +69,7 @@ def copied(folder: Path, url: str) -> Store:
     return store
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("below", ["runs", ""])
 def test_copied_runs_are_synced_and_remembered(below: str, tmp_path: Path, server: WandbServer) -> None:
     """Rows, media and artifacts arrive; the ledger stands at the URL; a second gateway has nothing to do."""
@@ -98,6 +99,7 @@ def test_copied_runs_are_synced_and_remembered(below: str, tmp_path: Path, serve
     assert server.run("bare").steps == [0, 1, 2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("named", ["", "/runs", "/runs/fell", "/runs/fell/wandb"])
 def test_a_run_is_the_same_one_by_whatever_url(named: str, tmp_path: Path, server: WandbServer) -> None:
     """Named above, by itself or by its W&B folder: the ledger is where the next sync finds it."""
@@ -124,6 +126,7 @@ def test_an_empty_url_is_a_mistake(library: Path, tmp_path: Path) -> None:
         sync(f"memory://{tmp_path.name}/{log.parent.name}")
 
 
+@pytest.mark.slow
 def test_what_nodes_push_arrives_once(store: Server, tmp_path: Path, server: WandbServer) -> None:
     """Runs of every kind, from a node whose disk is gone by then, with the command alone."""
     node = tmp_path / "node"
@@ -191,6 +194,7 @@ def test_a_trained_run_stands_beside_its_checkpoints(
     assert json.loads(after["runs/mine/run.json"])["wandb"]["url"] in synced.stdout
 
 
+@pytest.mark.slow
 def test_a_run_that_is_being_written_is_not_pushed(tmp_path: Path) -> None:
     """What is pushed is whole; what has gone on since is pushed again."""
     url = tmp_path / "shared"
@@ -206,6 +210,7 @@ def test_a_run_that_is_being_written_is_not_pushed(tmp_path: Path) -> None:
     assert call(tmp_path / "runs", "--push", url).stdout.startswith("pushed     alive: 9 of 9 rows")
 
 
+@pytest.mark.slow
 def test_a_killed_run_from_elsewhere_is_live_until_it_is_silent(
     library: Path, tmp_path: Path, server: WandbServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -310,6 +315,7 @@ def test_gateways_that_start_together_send_each_row_once(
         server.backend.runs.clear()
 
 
+@pytest.mark.slow
 def test_what_is_begun_stands_at_the_url_before_a_row_is_sent(
     library: Path, tmp_path: Path, server: WandbServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -334,6 +340,7 @@ def test_what_is_begun_stands_at_the_url_before_a_row_is_sent(
     assert server.run("one").steps == [0, 1, 2, 3]
 
 
+@pytest.mark.slow
 def test_a_gateway_that_has_lost_a_run_sends_nothing_of_it(
     library: Path, tmp_path: Path, server: WandbServer
 ) -> None:
@@ -351,6 +358,7 @@ def test_a_gateway_that_has_lost_a_run_sends_nothing_of_it(
     assert "sync-one.json" not in store.sizes("one/wandb")
 
 
+@pytest.mark.slow
 def test_what_cannot_be_had_is_not_pushed_on_as_unchanged(library: Path, tmp_path: Path) -> None:
     """From a URL to another: a run that another gateway has is said to be busy."""
     url = f"memory://from-{tmp_path.name}"
@@ -363,6 +371,7 @@ def test_what_cannot_be_had_is_not_pushed_on_as_unchanged(library: Path, tmp_pat
     assert store.sizes("wandb") == {}
 
 
+@pytest.mark.slow
 def test_a_line_that_is_cut_is_for_later(library: Path, s3: Server, bucket: str, server: WandbServer) -> None:
     """A reset passes unseen; a store that stays away is said in a line, and stops no other folder."""
     assert call(library / "one", "--push", *words(s3, f"{bucket}/runs")).returncode == 0
@@ -383,6 +392,7 @@ def test_a_line_that_is_cut_is_for_later(library: Path, s3: Server, bucket: str,
         assert (push.returncode, push.stdout.split()[0]) == (75, "retryable")
 
 
+@pytest.mark.slow
 def test_who_may_not_remove_gives_a_run_up_by_a_word(
     library: Path, s3: Server, bucket: str, server: WandbServer
 ) -> None:
@@ -398,6 +408,7 @@ def test_who_may_not_remove_gives_a_run_up_by_a_word(
     assert left["released"] is True
 
 
+@pytest.mark.slow
 def test_a_store_that_refuses_is_said_in_a_line(
     library: Path, s3: Server, bucket: str, server: WandbServer
 ) -> None:
@@ -460,6 +471,7 @@ def test_a_silent_gateway_is_outwaited_and_a_living_one_is_not(
     assert (tmp_path / FILE).exists(), "what is another's is not removed"
 
 
+@pytest.mark.slow
 def test_what_is_ours_is_renewed_while_another_is_outwaited(
     tmp_path: Path, stores: Callable[[], Stores], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -23,6 +23,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "runs"
 
 
+@pytest.mark.slow
 def test_a_line_per_run_and_a_code_for_scripts(library: Path, tmp_path: Path, server: WandbServer) -> None:
     """Without words it takes ``runs``; 75 says later, 2 that somebody has to act, 0 that all is there."""
     offline_runs.copy(library, tmp_path / "runs")
@@ -56,6 +57,7 @@ def test_a_line_per_run_and_a_code_for_scripts(library: Path, tmp_path: Path, se
     assert "unchanged  one: 4 of 4 rows" in call("runs/one", cwd=tmp_path).stdout
 
 
+@pytest.mark.slow
 def test_a_failure_that_passes_is_tried_again(library: Path, tmp_path: Path, server: WandbServer) -> None:
     """A second try in the same command delivers what the first could not."""
     folder = offline_runs.copy(library / "one", tmp_path / "one")
@@ -96,6 +98,7 @@ def test_without_its_ledger_nothing_is_sent(library: Path, tmp_path: Path, serve
     assert server.requests["UpsertBucket"] == 0
 
 
+@pytest.mark.slow
 def test_watching_follows_until_stopped(library: Path, tmp_path: Path, server: WandbServer) -> None:
     """A run that appears while it watches is delivered; SIGTERM ends it well."""
     runs = tmp_path / "runs"

@@ -84,6 +84,7 @@ def _killed_within_an_upload(tmp_path: Path, faults: Faults) -> None:
     faults.clear()
 
 
+@pytest.mark.slow
 def test_what_a_killed_process_left_is_swept_with_its_orphans(
     tmp_path: Path, faults: Faults, s3: Server
 ) -> None:

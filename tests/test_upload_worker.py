@@ -244,6 +244,7 @@ def test_who_has_lost_the_run_is_told_at_once(home: RunStorage) -> None:
 # ---------------------------------------------------------------- kills and signals
 
 
+@pytest.mark.slow
 def test_one_that_dies_in_the_middle_is_replaced(
     home: RunStorage, worker: UploadWorker, faults: Faults
 ) -> None:
@@ -306,6 +307,7 @@ worker.upload(made)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("manner", ["dies alone", "leaves a child that holds the line"])
 def test_it_does_not_outlive_the_run(tmp_path: Path, faults: Faults, manner: str) -> None:
     """Where the training process is killed with SIGKILL, nothing more is sent, and nothing is published."""

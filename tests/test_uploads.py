@@ -218,6 +218,7 @@ def test_a_refusal_is_a_warning(
     assert any(f"not uploaded to {gated.url}: step 64" in line for line in said)
 
 
+@pytest.mark.slow
 def test_what_hangs_is_given_up_in_time(go: Go, gated: type[GatedFileSystem]) -> None:
     """At the end the store gets ``storage.flush_timeout``; what it has not taken is in the record."""
     gated.gate.clear()

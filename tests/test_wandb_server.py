@@ -89,6 +89,7 @@ def test_an_online_run_arrives_whole(server: WandbServer, tmp_path: Path) -> Non
     assert server.unanswered == []
 
 
+@pytest.mark.slow
 def test_a_resumed_run_appends(server: WandbServer, tmp_path: Path) -> None:
     """The second segment of an id begins where the first one ended, and takes over the aliases."""
     for first, last in ((0, 3), (4, 6)):
@@ -99,6 +100,7 @@ def test_a_resumed_run_appends(server: WandbServer, tmp_path: Path) -> None:
     assert [sorted(a.aliases) for a in run.artifacts] == [["step-3"], ["latest", "step-6"]]
 
 
+@pytest.mark.slow
 def test_an_offline_run_arrives_by_sync(server: WandbServer, tmp_path: Path) -> None:
     """`wandb sync` delivers the same as an online run; a second, forced one repeats the rows."""
     assert _run(server, tmp_path, "offline", "later", 0, 3).returncode == 0
@@ -122,6 +124,7 @@ def test_wrong_key_and_forbidden_project(server: WandbServer, tmp_path: Path) ->
     assert server.run_ids == []
 
 
+@pytest.mark.slow
 def test_what_is_lost_is_sent_again(server: WandbServer, tmp_path: Path) -> None:
     """Refused, cut off and unanswered file streams are repeated by the client and stored once."""
     refused = server.fail("file_stream", status=500, n=1)
@@ -136,6 +139,7 @@ def test_what_is_lost_is_sent_again(server: WandbServer, tmp_path: Path) -> None
     assert server.run("again").steps == [0, 1, 2, 3, 4, 5]
 
 
+@pytest.mark.slow
 def test_failures_choose_their_run_and_their_request(server: WandbServer, tmp_path: Path) -> None:
     """Only the run and the kind of request that are named fail: rows of one run, the artifact of another."""
     server.fail("file_stream", status=404, run="rowless")
@@ -150,6 +154,7 @@ def test_failures_choose_their_run_and_their_request(server: WandbServer, tmp_pa
     assert [a.state for a in server.run("bare").artifacts] == ["PENDING"]
 
 
+@pytest.mark.slow
 def test_the_public_api_reads_what_arrived(server: WandbServer, tmp_path: Path) -> None:
     """`wandb.Api()` finds runs, their state and last step, files, history and artifacts."""
     assert _run(server, tmp_path, "online", "public", 0, 3).returncode == 0
@@ -180,6 +185,7 @@ except wandb.Error as error:
     assert server.unanswered == []
 
 
+@pytest.mark.slow
 def test_a_connection_that_is_cut_loses_nothing_for_good(server: WandbServer, tmp_path: Path) -> None:
     """Behind a proxy that goes down in the middle, what is missing arrives by a later sync."""
     assert _run(server, tmp_path, "offline", "cut", 0, 2000).returncode == 0
@@ -202,6 +208,7 @@ def test_a_connection_that_is_cut_loses_nothing_for_good(server: WandbServer, tm
     assert set(server.run("cut").steps) == set(range(2001))
 
 
+@pytest.mark.slow
 def test_a_server_of_its_own_process(tmp_path: Path) -> None:
     """Run as a program it serves, tells what it has got, and takes orders to fail."""
     program = [sys.executable, str(Path(__file__).with_name("wandb_server.py")), "--entity", "team"]
