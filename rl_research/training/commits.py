@@ -1,4 +1,4 @@
-"""What the manifests of a run say, and what follows each new checkpoint."""
+"""Checkpoints of a run: the facts in their manifests, and the steps that follow a commit."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Commits:
-    """The checkpoints that one segment of *run* adds to it; each new one is handed to *uploads*."""
+    """Checkpoints that one segment adds to *run*; each new one is handed to *uploads*."""
 
     def __init__(self, run: Run, uploads: UploadQueue | None):
         self.run = run

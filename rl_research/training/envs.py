@@ -1,4 +1,4 @@
-"""The vectorised environment a `Config` asks for, for training, evaluation and film."""
+"""Vectorised environments of a `Config`: for training, evaluation and film."""
 
 from __future__ import annotations
 
@@ -68,11 +68,11 @@ class _WholePickler(pickle.Pickler):
     first reset. All of MuJoCo's state can be pickled; Box2D's refuses, as it should.
     """
 
-    def reducer_override(self, thing: Any) -> Any:
-        kind = type(thing)
+    def reducer_override(self, value: Any) -> Any:
+        kind = type(value)
         if getattr(kind, "__getstate__", None) is not gym.utils.EzPickle.__getstate__:
             return NotImplemented
-        return copyreg.__newobj__, (kind,), vars(thing), None, None, put_state  # type: ignore[attr-defined]  # undocumented, but what pickle itself names in every pickle
+        return copyreg.__newobj__, (kind,), vars(value), None, None, put_state  # type: ignore[attr-defined]  # undocumented, but what pickle itself names in every pickle
 
 
 class _Unpickler(pickle.Unpickler):
@@ -82,9 +82,9 @@ class _Unpickler(pickle.Unpickler):
         return super().find_class(__name__ if module == "rl_research.envs" else module, name)
 
 
-def put_state(thing: object, state: dict[str, Any]) -> None:
-    """Give *thing*, newly made, its attributes; named in checkpoints, so it keeps its name."""
-    vars(thing).update(state)
+def put_state(env: object, state: dict[str, Any]) -> None:
+    """Give *env*, newly made, its attributes. Pickles in checkpoints name this function."""
+    vars(env).update(state)
 
 
 class RestorableInWorker(Restorable):

@@ -1,4 +1,4 @@
-"""The SB3 algorithm that a `Config` asks for, and its parameters: hashed, or loaded without a pickle."""
+"""SB3's algorithm for a `Config`, and its parameters: hashed, or loaded without a pickle."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The environment and the algorithm of an experiment, built before anything is written or trained."""
+"""An experiment's environment and algorithm, built before anything is written or trained."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def build(config: Config) -> tuple[VecEnv, BaseAlgorithm]:
 
 
 class Prepared:
-    """What an experiment trains with, built by `preflight` and used once: by the first `train_run`.
+    """An experiment's environment and algorithm as `preflight` built them, for the first `train_run` alone.
 
     Leaving its ``with`` block closes an environment that nobody has taken.
     """

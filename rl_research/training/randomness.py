@@ -1,4 +1,4 @@
-"""The process-wide random generators from which SB3 draws: captured, put back, left untouched."""
+"""Process-wide random generators, from which SB3 draws: captured, put back, left untouched."""
 
 from __future__ import annotations
 

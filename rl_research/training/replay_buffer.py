@@ -1,4 +1,4 @@
-"""The replay buffer as files: only rows added since the last checkpoint, and no pickle.
+"""A replay buffer as files: only rows added since the last checkpoint, and no pickle.
 
 Row k of a run (counted from its start, one per step of the vectorised environment) lies at index
 ``k % capacity``. A segment file holds the rows ``[start, stop)``; checkpoints share segments, and one

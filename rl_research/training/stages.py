@@ -1,4 +1,4 @@
-"""The stages of a run, a function each: the tasks of a flow call them.
+"""Stages of a run, a function each: the tasks of a flow call them.
 
 train -> score -> film -> announce -> report, with uploads beside them (`rl_research.uploads`);
 `run_all_stages` calls them where there is no flow.
