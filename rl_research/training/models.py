@@ -17,6 +17,11 @@ if TYPE_CHECKING:
     from stable_baselines3.common.base_class import BaseAlgorithm
     from stable_baselines3.common.vec_env import VecEnv
 
+_DISCRETE, _CONTINUOUS = (
+    {"dqn", "qrdqn"},
+    {"sac", "td3", "ddpg", "tqc", "crossq"},
+)  # the others act in any space
+
 
 def build(config: Config, env: VecEnv) -> BaseAlgorithm:
     """Return a new algorithm on *env*. Raises `ConfigError` if its constructor refuses the configuration."""
@@ -25,8 +30,7 @@ def build(config: Config, env: VecEnv) -> BaseAlgorithm:
     torch.set_num_threads(config.experiment.torch_threads)
     cls = algorithm_class(config.algorithm.name)
     arguments = constructor_arguments(config.algorithm.params, env.action_space, env.num_envs)
-    _check_action_space(cls, config, env)
-    _check_policy(config, env)
+    _check_spaces(cls, config, env)
     try:
         return cls(config.algorithm.policy, env, seed=config.experiment.seed, verbose=0, **arguments)
     except (AssertionError, AttributeError, TypeError, ValueError, RuntimeError) as error:
@@ -110,34 +114,25 @@ def _beside_policy(model: BaseAlgorithm) -> dict[str, torch.Tensor]:
     return {name: value for name, value in vars(model).items() if isinstance(value, torch.Tensor)}
 
 
-def _check_policy(config: Config, env: VecEnv) -> None:
-    """Refuse what SB3 finds out in the middle of building a network."""
+def _check_spaces(cls: type[BaseAlgorithm], config: Config, env: VecEnv) -> None:
+    """Refuse what SB3 asserts, or finds out in the middle of building a network, with the remedy."""
     from gymnasium import spaces
 
+    def acts(algorithm: str) -> bool:
+        discrete, continuous = (isinstance(env.action_space, kind) for kind in (spaces.Discrete, spaces.Box))
+        return discrete if algorithm in _DISCRETE else continuous if algorithm in _CONTINUOUS else True
+
+    if not acts(config.algorithm.name):
+        fitting = filter(acts, choices("algorithm"))
+        raise ConfigError(
+            f"algorithm={config.algorithm.name}: {cls.__name__} cannot act in {config.env.id}, whose "
+            f"actions are {env.action_space}. Choose from: {', '.join(fitting)}."
+        )
     by_name = isinstance(env.observation_space, spaces.Dict)
     policy = config.algorithm.policy
     if by_name != (policy == "MultiInputPolicy"):
-        fitting = "MultiInputPolicy" if by_name else "MlpPolicy"
         raise ConfigError(
             f"algorithm.policy={policy}: it cannot see {config.env.id}, whose observations are "
-            f"{env.observation_space}. For instance algorithm.policy={fitting}."
-        )
-
-
-def _check_action_space(cls: type[BaseAlgorithm], config: Config, env: VecEnv) -> None:
-    """Refuse what SB3 asserts as well, with the remedy."""
-    from gymnasium import spaces
-
-    continuous = isinstance(env.action_space, spaces.Box)
-    discrete = isinstance(env.action_space, spaces.Discrete)
-    only_discrete, only_continuous = {"dqn", "qrdqn"}, {"sac", "td3", "ddpg", "tqc", "crossq"}
-    name = config.algorithm.name
-    if (name in only_discrete and not discrete) or (name in only_continuous and not continuous):
-        fitting = sorted(
-            (only_continuous if continuous else only_discrete if discrete else set()) | set(ON_POLICY)
-        )
-        fitting = [algorithm for algorithm in fitting if algorithm in choices("algorithm")]
-        raise ConfigError(
-            f"algorithm={name}: {cls.__name__} cannot act in {config.env.id}, whose actions are "
-            f"{env.action_space}. Choose from: {', '.join(fitting)}."
+            f"{env.observation_space}. For instance "
+            f"algorithm.policy={'MultiInputPolicy' if by_name else 'MlpPolicy'}."
         )

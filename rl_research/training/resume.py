@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -87,8 +86,8 @@ def restore_files(checkpoint: Checkpoint, run_dir: Path) -> None:
             (run_dir / path).unlink(missing_ok=True)
 
 
-def _newest_first(run: Run) -> Iterator[Checkpoint]:
-    """Those of the run folder and of ``storage.url``; of two at one step the local one first."""
+def _newest_first(run: Run) -> list[Checkpoint]:
+    """Return those of the run folder and of ``storage.url``; of two at one step the local one first."""
     found = checkpoints.local_checkpoints(run.dir)
     try:
         store = checkpoints.store_of(run.config)
@@ -98,7 +97,7 @@ def _newest_first(run: Run) -> Iterator[Checkpoint]:
             raise
         _log.warning("storage.url cannot be reached, the run folder is used: %s", error)
         remote = []
-    return iter(sorted([*found, *remote], key=lambda c: c.global_step, reverse=True))
+    return sorted([*found, *remote], key=lambda c: c.global_step, reverse=True)
 
 
 def logged_before(run: Run, newest: Checkpoint | None, progress: ProgressFile) -> Logged:
