@@ -125,7 +125,7 @@ CRASHES = """
         elif scenario == "facts":
             checkpoints.add_facts(checkpoints.find(run), tag="a", late=1)
         else:
-            checkpoints.prune(run, keep_last=1, keep_best=1)
+            checkpoints.prune(run, checkpoints.Retention(1, 1))
 
     def look(run):
         found = {}
@@ -164,7 +164,7 @@ CRASHES = """
         act(run)
         again = look(run)
         checkpoints.commit(run, 50, files("c"), {"tag": "c"})
-        checkpoints.prune(run, keep_last=1, keep_best=0)  # once the replaced step has gone, too
+        checkpoints.prune(run, checkpoints.Retention(1, 0))  # once the replaced step has gone, too
         print(json.dumps({"k": k, "killed": killed, "seen": seen, "swept": swept, "again": again,
                           "pruned": look(run)}))
         if not killed:
@@ -210,7 +210,7 @@ def test_a_replaced_checkpoint_that_was_half_removed_never_comes_back(tmp_path: 
     (former / "manifest.json").unlink()
     (former / "model.zip").unlink()
     _commit(tmp_path, 20)
-    checkpoints.prune(tmp_path, keep_last=1, keep_best=0)
+    checkpoints.prune(tmp_path, checkpoints.Retention(1, 0))
     assert sorted(os.listdir(tmp_path / "checkpoints")) == ["step-000000020"]
 
 
@@ -225,7 +225,7 @@ def test_killed_before_any_file_operation_a_checkpoint_remains(tmp_path: Path, s
 WRITER = """
     import os, secrets, sys
     from pathlib import Path
-    from rl_research.checkpoints import commit, prune
+    from rl_research.checkpoints import Retention, commit, prune
 
     run, step = Path(sys.argv[1]), int(sys.argv[2])
     print("ready", flush=True)
@@ -233,7 +233,7 @@ WRITER = """
         for _ in range(2):
             tag = secrets.token_bytes(8) * 5_000
             commit(run, step, {"a.bin": tag, "b.bin": tag, "c.bin": tag}, {})
-        prune(run, keep_last=2, keep_best=0)
+        prune(run, Retention(2, 0))
         step += 1
 """
 
@@ -290,7 +290,7 @@ def test_what_a_killed_writer_leaves_is_swept(tmp_path: Path) -> None:
         old = time.time() - 7 * 86_400
         os.utime(parent / name, (old, old))
     _commit(tmp_path, 30)
-    checkpoints.prune(tmp_path, keep_last=2, keep_best=0)
+    checkpoints.prune(tmp_path, checkpoints.Retention(2, 0))
     assert sorted(os.listdir(parent)) == ["step-000000010", "step-000000030"]
 
 
@@ -553,24 +553,24 @@ def test_the_last_and_the_best_are_kept(
 ) -> None:
     """Pruning keeps the newest and the best-scored, takes the rest away and says what it took."""
     _scored(tmp_path, {10: 1.0, 20: 9.0, 30: 5.0, 40: None, 50: 2.0})
-    gone = checkpoints.prune(tmp_path, keep_last=keep_last, keep_best=keep_best)
+    gone = checkpoints.prune(tmp_path, checkpoints.Retention(keep_last, keep_best))
     assert _steps(tmp_path) == kept
     assert gone == [f"step-{step:09d}" for step in (10, 20, 30, 40, 50) if step not in kept]
     assert sorted(os.listdir(tmp_path / "checkpoints")) == [f"step-{step:09d}" for step in kept]
-    assert checkpoints.prune(tmp_path, keep_last=keep_last, keep_best=keep_best) == []
+    assert checkpoints.prune(tmp_path, checkpoints.Retention(keep_last, keep_best)) == []
 
 
 def test_of_equally_good_ones_the_newest_is_kept(tmp_path: Path) -> None:
     """A tie for the best goes to the later checkpoint."""
     _scored(tmp_path, {10: 9.0, 20: 9.0, 30: 1.0})
-    checkpoints.prune(tmp_path, keep_last=1, keep_best=1)
+    checkpoints.prune(tmp_path, checkpoints.Retention(1, 1))
     assert _steps(tmp_path) == [20, 30]
 
 
 def test_a_score_that_is_no_number_is_not_the_best(tmp_path: Path) -> None:
     """A diverged evaluation (NaN) never displaces the best checkpoint."""
     _scored(tmp_path, {10: 9.0, 20: float("nan"), 30: 1.0, 40: float("nan"), 50: 0.0})
-    checkpoints.prune(tmp_path, keep_last=1, keep_best=1)
+    checkpoints.prune(tmp_path, checkpoints.Retention(1, 1))
     assert _steps(tmp_path) == [10, 50]
 
 

@@ -78,9 +78,9 @@ def test_one_checkpoint_per_so_many_steps_is_kept(tmp_path: Path, every: int, ke
     store = remote_store(f"memory://{tmp_path.name}", {}, "run")
     for step in range(10, 80, 10):
         checkpoints.upload(_commit(tmp_path / "run", step), store)
-        for prune in (lambda **k: checkpoints.prune(tmp_path / "run", **k),
-                      lambda **k: checkpoints.prune_store(store, **k)):  # fmt: skip
-            prune(keep_last=1, keep_best=0, keep_every=every)
+        for prune in (lambda keep: checkpoints.prune(tmp_path / "run", keep),
+                      lambda keep: checkpoints.prune_store(store, keep)):  # fmt: skip
+            prune(checkpoints.Retention(1, 0, every))
     assert _whole(Store(tmp_path / "run/checkpoints")) == kept
     assert _whole(store) == kept
 
@@ -91,10 +91,10 @@ def test_what_a_segment_went_on_from_is_kept_while_it_is_under_way(tmp_path: Pat
         _commit(tmp_path, step)
     for step in (40, 50):
         _commit(tmp_path, step, resumed_from="step-000000010")
-        checkpoints.prune(tmp_path, keep_last=1, keep_best=0)
+        checkpoints.prune(tmp_path, checkpoints.Retention(1, 0))
     assert _whole(Store(tmp_path / "checkpoints")) == [10, 50]
     _commit(tmp_path, 60, resumed_from=None)
-    checkpoints.prune(tmp_path, keep_last=1, keep_best=0)
+    checkpoints.prune(tmp_path, checkpoints.Retention(1, 0))
     assert _whole(Store(tmp_path / "checkpoints")) == [60]
 
 

@@ -206,7 +206,7 @@ def test_two_runs_in_a_bucket_do_not_touch_each_other(server: Server, tmp_path: 
             made = _committed(tmp_path / run_id, step)
             checkpoints.upload(made, _remote(server, run_id))
     before = _files_of_run(server, "twin-2")
-    checkpoints.prune_store(_remote(server, "twin"), keep_last=1, keep_best=0)
+    checkpoints.prune_store(_remote(server, "twin"), checkpoints.Retention(1, 0))
     assert _files_of_run(server, "twin-2") == before
     left = {path.split("/")[0] for path in _files_of_run(server, "twin")}
     assert left == {"step-000000030", "replay"}

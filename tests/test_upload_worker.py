@@ -168,7 +168,7 @@ def test_what_waiting_may_mend_is_known_as_such(
 def test_a_checkpoint_that_is_gone_is_missing(home: RunStorage, worker: UploadWorker) -> None:
     """What retention has removed before its turn is a `CheckpointMissing`, as ever."""
     made = _made(home, 1)
-    checkpoints.prune(home.folder, keep_last=0, keep_best=0)
+    checkpoints.prune(home.folder, checkpoints.Retention(0, 0))
     (Path(made.address) / "manifest.json").unlink(missing_ok=True)
     with pytest.raises(CheckpointMissing):
         worker.upload(made)

@@ -4,15 +4,12 @@ from .checkpoint import (
     REPLAY as REPLAY,
     STEP as STEP,
     Checkpoint as Checkpoint,
-    add_facts as add_facts,
-    folder_name as folder_name,
     list_checkpoints as list_checkpoints,
     local_checkpoints as local_checkpoints,
-    newest_first as newest_first,
     open_checkpoint as open_checkpoint,
     survey as survey,
 )
-from .listing import listed as listed
+from .listing import Listed as Listed, list_folders as list_folders
 from .manifest import Manifest as Manifest, Scores as Scores
 from .references import (
     find as find,
@@ -21,12 +18,11 @@ from .references import (
     storage_url_of as storage_url_of,
 )
 from .retention import (
-    kept as kept,
+    Retention as Retention,
     needed_segments as needed_segments,
     prune as prune,
     prune_store as prune_store,
     remove as remove,
-    retention_of as retention_of,
     sweep as sweep,
 )
 from .transfer import (
@@ -36,4 +32,4 @@ from .transfer import (
     store_of as store_of,
     upload as upload,
 )
-from .writer import commit as commit
+from .writer import add_facts as add_facts, commit as commit

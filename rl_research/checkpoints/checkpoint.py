@@ -1,4 +1,4 @@
-"""What a checkpoint is, and where to find one."""
+"""A checkpoint in a store, and every one that a store has."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import hashlib
 import logging
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from pydantic import ValidationError
 
@@ -21,20 +21,25 @@ _log = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
 FOLDER = "checkpoints"
-INTENT = "uploading.json"  # what is on its way; a retry that reads its own words skips what is there
+INTENT = "uploading.json"  # the manifest of an upload under way; a retry that finds its own goes on
 REPLAY = "replay"  # beside the checkpoints, the segments that they share
 STEP = re.compile(r"step-(\d{9,})")
 _MAX_MANIFEST = 4 << 20  # bytes; a manifest is a few kilobytes
 
 
 def folder_name(global_step: int) -> str:
-    """The folder of the checkpoint at *global_step*, which sorts by step."""
+    """Return the folder of the checkpoint at *global_step*; folders sort by step."""
     return f"step-{global_step:09d}"
+
+
+def step_of(folder: str) -> int:
+    """Return the step of a checkpoint's *folder*."""
+    return int(folder.removeprefix("step-"))
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A committed checkpoint: where its folder is, and what its manifest says."""
+    """A committed checkpoint: the place of its folder, and its manifest."""
 
     store: Store
     name: str
@@ -52,7 +57,7 @@ class Checkpoint:
 
     @property
     def mean(self) -> float:
-        """Its mean return: of the evaluation while training, else of the final one, else NaN."""
+        """Mean return of the evaluation while training, else of the final one, else NaN."""
         scores = self.manifest.scores or self.manifest.final_scores
         return scores.mean if scores else math.nan
 
@@ -62,61 +67,59 @@ class Checkpoint:
         return {name: (file.size, file.sha256) for name, file in self.manifest.files.items()}
 
     @property
-    def shared(self) -> dict[str, tuple[int, str]]:
-        """Size in bytes and SHA-256 of each replay segment, which other checkpoints may share."""
-        return {name: (file.size, file.sha256) for name, file in self.manifest.shared.items()}
-
-    @property
     def segments(self) -> list[str]:
-        """The names of the replay segments, oldest rows first."""
-        return sorted(self.shared)
-
-    def paths(self) -> dict[str, tuple[int, str]]:
-        """Size and SHA-256 of everything it needs, by its path in the store."""
-        own = {f"{self.name}/{name}": facts for name, facts in self.files.items()}
-        return own | {f"{REPLAY}/{name}": facts for name, facts in self.shared.items()}
+        """Names of its replay segments, oldest rows first; other checkpoints may share them."""
+        return sorted(self.manifest.shared)
 
     @property
     def size(self) -> int:
         """Bytes of everything it needs."""
         return sum(size for size, _ in self.paths().values())
 
-    def still_there(self) -> bool:
-        """Whether its manifest has not been removed meanwhile."""
+    def paths(self) -> dict[str, tuple[int, str]]:
+        """Return size and SHA-256 of everything it needs, by its path in the store."""
+        own = {f"{self.name}/{name}": facts for name, facts in self.files.items()}
+        shared = self.manifest.shared.items()
+        return own | {f"{REPLAY}/{name}": (file.size, file.sha256) for name, file in shared}
+
+    def exists(self) -> bool:
+        """Return whether its manifest has not been removed meanwhile."""
         return self.store.size(f"{self.name}/{MANIFEST}") is not None
 
     def verify(self) -> None:
         """Hash every file, a piece at a time; `CheckpointDamaged` for the first that is wrong."""
         self.check_sizes()
         for path, (size, sha256) in self.paths().items():
-            digest = hashlib.sha256()
-            for piece in self._pieces(path, size):
-                digest.update(piece)
-            self._compare(path, digest.hexdigest(), sha256)
+            with self._reading(path):
+                self._compare(path, self.store.sha256(path, size), sha256)
 
-    def check_sizes(self) -> None:
-        """Look whether every file is there in its size; `CheckpointDamaged` for the first that is not."""
-        there = {f"{self.name}/{name}": size for name, size in self.store.sizes(self.name).items()}
-        if self.shared:
-            segments = self.store.sizes(REPLAY)
-            there |= {f"{REPLAY}/{name}": size for name, size in segments.items()}
+    def check_sizes(self, sizes: Mapping[str, int] | None = None) -> None:
+        """Raise `CheckpointDamaged` for the first file that is not there in its size.
+
+        The store is asked for its *sizes*, in bytes by path, unless they are given.
+        """
+        if sizes is None:
+            folders = [self.name, *([REPLAY] if self.segments else [])]
+            sizes = sizes_in(self.store, folders)
         for path, (size, _) in self.paths().items():
-            self._compare_size(path, there.get(path), size)
+            self._compare_size(path, sizes.get(path), size)
 
     def read(self, name: str) -> bytes:
-        """The bytes of one file or segment; `CheckpointDamaged` if they are not the manifest's."""
-        path = f"{REPLAY if name in self.shared else self.name}/{name}"
+        """Return the bytes of one file or segment; `CheckpointDamaged` if they are not the manifest's."""
+        path = f"{REPLAY if name in self.manifest.shared else self.name}/{name}"
         if path not in self.paths():
             raise CheckpointMissing(f"{self.address}: its manifest names no file '{path}'")
         size, expected = self.paths()[path]
         self._compare_size(path, self.store.size(path), size)
-        data = b"".join(self._pieces(path, size))
+        with self._reading(path):
+            data = b"".join(self.store.pieces(path, size))
         self._compare(path, hashlib.sha256(data).hexdigest(), expected)
         return data
 
-    def _pieces(self, path: str, size: int) -> Iterator[bytes]:
+    @contextmanager
+    def _reading(self, path: str) -> Iterator[None]:
         try:
-            yield from self.store.pieces(path, size)
+            yield
         except FileNotFoundError:
             raise CheckpointDamaged(f"{self.store.path(path)}: it has just been removed") from None
 
@@ -131,49 +134,16 @@ class Checkpoint:
             raise CheckpointDamaged(f"{self.store.path(path)}: its SHA-256 is not the manifest's")
 
 
-def add_facts(checkpoint: Checkpoint, **facts: Any) -> Checkpoint:
-    """Add *facts* to the manifest of *checkpoint*, such as scores that became known later."""
-    manifest = Manifest.model_validate({**checkpoint.manifest.facts(), **facts})
-    checkpoint.store.write(f"{checkpoint.name}/{MANIFEST}", manifest.to_json())
-    return Checkpoint(checkpoint.store, checkpoint.name, manifest)
+def sizes_in(store: Store, folders: Iterable[str]) -> dict[str, int]:
+    """Return the size in bytes of each file in *folders* of *store*, by path; one listing a folder."""
+    return {f"{folder}/{name}": size for folder in folders for name, size in store.sizes(folder).items()}
 
 
-def list_checkpoints(store: Store) -> list[Checkpoint]:
-    """Every checkpoint in *store* that has a readable manifest, oldest first."""
-    return list(newest_first(store))[::-1]
-
-
-def newest_first(store: Store) -> Iterator[Checkpoint]:
-    """The same, newest first, each looked for when it is asked for."""
-    names = [name for name in store.folders() if STEP.fullmatch(name)]
-    for name in sorted(names, key=lambda name: int(name.removeprefix("step-")), reverse=True):
-        try:
-            yield open_checkpoint(store, name)
-        except CheckpointMissing:
-            continue  # one that is being written, or removed
-        except CheckpointDamaged as error:
-            _log.warning("%s; it is left out", error)
-
-
-def survey(store: Store) -> tuple[list[Checkpoint], dict[str, CheckpointError]]:
-    """Every checkpoint in *store*, oldest first, and what the other steps' folders lack, by name."""
-    found, others = [], {}
-    for name in store.folders():
-        if STEP.fullmatch(name):
-            try:
-                found.append(open_checkpoint(store, name))
-            except CheckpointError as error:
-                others[name] = error
-    return sorted(found, key=lambda checkpoint: checkpoint.global_step), others
-
-
-def local_checkpoints(run_dir: Path) -> list[Checkpoint]:
-    """Every checkpoint in the run folder *run_dir*, oldest first."""
-    return list_checkpoints(Store(run_dir / FOLDER))
+# ---------------------------------------------------------------- opening
 
 
 def open_checkpoint(store: Store, name: str) -> Checkpoint:
-    """The checkpoint in the folder *name* of *store*; `CheckpointMissing` or `CheckpointDamaged`."""
+    """Return the checkpoint in the folder *name*; `CheckpointMissing` or `CheckpointDamaged`."""
     where = f"{store.path(name)}/{MANIFEST}"
     size = store.size(f"{name}/{MANIFEST}")
     if size is None:
@@ -199,5 +169,61 @@ def _reason(error: ValidationError | IsADirectoryError) -> str:
         return "it is a folder"
     first = error.errors()[0]
     where = ".".join(part for part in map(str, first["loc"]) if part != "[key]")
-    reason = first["msg"].removeprefix("Value error, ")
-    return " ".join(f"{where[:80]!r}: {reason}".split())
+    return " ".join(f"{where[:80]!r}: {first['msg'].removeprefix('Value error, ')}".split())
+
+
+def read_manifest(store: Store, path: str) -> Manifest | None:
+    """Return the manifest in the file *path* of *store*, None if there is none that can be read."""
+    try:
+        return Manifest.model_validate_json(store.read(path))
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValidationError):
+        return None
+
+
+def survey(store: Store) -> tuple[list[Checkpoint], dict[str, CheckpointError]]:
+    """Return every checkpoint in *store*, oldest first, and why each other step's folder is none."""
+    found, others = [], {}
+    for name in store.folders():
+        if STEP.fullmatch(name):
+            try:
+                found.append(open_checkpoint(store, name))
+            except CheckpointError as error:
+                others[name] = error
+    return sorted(found, key=lambda checkpoint: checkpoint.global_step), others
+
+
+def list_checkpoints(store: Store) -> list[Checkpoint]:
+    """Return every checkpoint in *store*, oldest first; a damaged manifest is a warning."""
+    found, others = survey(store)
+    for error in others.values():
+        if isinstance(error, CheckpointDamaged):  # what is missing is being written, or removed
+            _log.warning("%s; it is left out", error)
+    return found
+
+
+def local_checkpoints(run_dir: Path) -> list[Checkpoint]:
+    """Return every checkpoint in the run folder *run_dir*, oldest first."""
+    return list_checkpoints(Store(run_dir / FOLDER))
+
+
+def by_score(found: Iterable[Checkpoint]) -> list[Checkpoint]:
+    """Return those of *found* that have a score, the best last; of equally good ones the newest."""
+    scored = (checkpoint for checkpoint in found if math.isfinite(checkpoint.mean))
+    return sorted(scored, key=lambda checkpoint: (checkpoint.mean, checkpoint.global_step))
+
+
+def describe(error: CheckpointError) -> str:
+    """Return in a few words why a step's folder is no checkpoint."""
+    if isinstance(error, CheckpointMissing):
+        return f"it has no {MANIFEST} (being written, cut off or damaged)"
+    return str(error)
+
+
+def warn_of_passed_over(
+    store: Store, newest: Checkpoint | None, others: Mapping[str, CheckpointError]
+) -> None:
+    """Warn of each folder newer than the *newest* checkpoint that is none itself."""
+    instead = "there is none before it" if newest is None else f"step {newest.global_step} is used"
+    for name, error in others.items():
+        if newest is None or step_of(name) > newest.global_step:
+            _log.warning("%s: %s; %s", store.path(name), describe(error), instead)

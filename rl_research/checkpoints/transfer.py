@@ -6,10 +6,15 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
-from rl_research.checkpoints.checkpoint import FOLDER, INTENT, MANIFEST, REPLAY, Checkpoint
-from rl_research.checkpoints.manifest import Manifest, StoredFile
+from rl_research.checkpoints.checkpoint import (
+    FOLDER,
+    INTENT,
+    MANIFEST,
+    REPLAY,
+    Checkpoint,
+    read_manifest,
+    sizes_in,
+)
 from rl_research.config import Config
 from rl_research.errors import CheckpointDamaged
 from rl_research.storage import TIMEOUT, Store, below
@@ -28,14 +33,16 @@ def upload(checkpoint: Checkpoint, store: Store, confirm: Callable[[], None] = l
     confirm()
     text = checkpoint.manifest.to_json()
     manifest, intent = f"{checkpoint.name}/{MANIFEST}", f"{checkpoint.name}/{INTENT}"
-    theirs = _files_of(store, manifest)
-    ours = checkpoint.manifest.files
-    continued = theirs == ours or _content(store, intent) == text
+    theirs = read_manifest(store, manifest)
+    same_files = theirs is not None and theirs.files == checkpoint.manifest.files
+    continued = same_files or _content(store, intent) == text
     if not continued:
         store.remove(manifest)
-    if theirs != ours:
+    if not same_files:
         store.write(intent, text)  # anew in a retry, too: pruning spares what a young one names
-    there = _sizes(checkpoint, store, continued)
+    folders = [checkpoint.name] if continued else []
+    folders += [REPLAY] if checkpoint.segments else []  # a segment's name holds its hash
+    there = sizes_in(store, folders)
     missing = [path for path, (size, _) in checkpoint.paths().items() if there.get(path) != size]
     store.put_files({path: Path(checkpoint.store.path(path)) for path in missing})
     confirm()
@@ -44,16 +51,8 @@ def upload(checkpoint: Checkpoint, store: Store, confirm: Callable[[], None] = l
     return Checkpoint(store, checkpoint.name, checkpoint.manifest)
 
 
-def _sizes(checkpoint: Checkpoint, store: Store, continued: bool) -> dict[str, int]:
-    """What *store* has of *checkpoint* that is known to be its own, with sizes; two listings."""
-    folders = [checkpoint.name] if continued else []
-    if checkpoint.shared:
-        folders.append(REPLAY)  # a segment's name holds its hash
-    return {f"{top}/{name}": size for top in folders for name, size in store.sizes(top).items()}
-
-
 def is_in(checkpoint: Checkpoint, store: Store) -> bool:
-    """Whether *store* has this very checkpoint, with every word of its manifest."""
+    """Return whether *store* has this very checkpoint, with every word of its manifest."""
     return _content(store, f"{checkpoint.name}/{MANIFEST}") == checkpoint.manifest.to_json()
 
 
@@ -63,7 +62,7 @@ def download(
     """Copy *checkpoint* into the run folder *run_dir*, verified; the manifest last.
 
     What is there already is not fetched again, and a file that was cut off goes on where it stopped.
-    *on_bytes* is told how many bytes are there more.
+    *on_bytes* is called with the number of bytes that have arrived.
     """
     store = Store(run_dir / FOLDER)
     for path, (size, expected) in checkpoint.paths().items():
@@ -80,7 +79,7 @@ def download(
 
 
 def _fetch(source: Store, path: str, part: Path, size: int, expected: str) -> None:
-    """Make *part* hold *path*; what an earlier try has left there is gone on from."""
+    """Make *part* hold *path*, going on where an earlier try has stopped."""
     there = part.stat().st_size if part.exists() else 0
     if 0 < there < size:
         with part.open("ab") as out:
@@ -94,12 +93,12 @@ def _fetch(source: Store, path: str, part: Path, size: int, expected: str) -> No
 
 
 def remote_store(url: str, options: Mapping[str, Any], run_id: str, timeout: float = TIMEOUT) -> Store:
-    """Where the run *run_id* keeps its checkpoints below *url*."""
+    """Return where the run *run_id* keeps its checkpoints below *url*."""
     return Store(below(url, f"{run_id}/{FOLDER}"), options, timeout)
 
 
 def store_of(config: Config) -> Store | None:
-    """Where the run that *config* names keeps its checkpoints besides its folder, if anywhere."""
+    """Return where the run that *config* names keeps its checkpoints besides its folder, if anywhere."""
     section = config.storage
     if section.url is None or config.run_id is None:
         return None
@@ -108,12 +107,3 @@ def store_of(config: Config) -> Store | None:
 
 def _content(store: Store, name: str) -> bytes | None:
     return None if store.size(name) is None else store.read(name)
-
-
-def _files_of(store: Store, manifest: str) -> dict[str, StoredFile] | None:
-    """The files that the manifest in *store* vouches for, None if it has none that can be read."""
-    text = _content(store, manifest)
-    try:
-        return None if text is None else Manifest.model_validate_json(text).files
-    except ValidationError:
-        return None

@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import secrets
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from rl_research.checkpoints.checkpoint import FOLDER, MANIFEST, REPLAY, Checkpoint, folder_name
-from rl_research.checkpoints.manifest import FORMAT, Manifest
+from rl_research.checkpoints.manifest import FORMAT, Manifest, StoredFile
 from rl_research.storage import Store
 from rl_research.system import make_durable, raise_if_refused, write_atomically
 
@@ -23,12 +23,12 @@ def commit(
     files: Mapping[str, bytes],
     facts: Mapping[str, Any],
     *,
-    reused: Mapping[str, tuple[int, str]] | None = None,
+    reused: Mapping[str, StoredFile] | None = None,
     segments: Iterable[tuple[str, bytes]] = (),
 ) -> Checkpoint:
     """Write *files* and their manifest as the checkpoint at *global_step* of the run in *run_dir*.
 
-    *facts* join the manifest; *reused* names the replay segments shared with earlier checkpoints,
+    *facts* join the manifest; *reused* are the replay segments shared with earlier checkpoints,
     *segments* yields the new ones, one at a time. The folder appears whole, by one rename; the same step
     committed again replaces the former one. Raises `StorageError` when the disk refuses.
     """
@@ -36,18 +36,14 @@ def commit(
     name = folder_name(global_step)
     staging = parent / f".{name}.{secrets.token_hex(4)}.tmp"
     try:
-        shared = {name: _entry(size, sha256) for name, (size, sha256) in (reused or {}).items()}
-        shared |= dict(_written_segments(parent / REPLAY, segments))
+        shared = dict(reused or {})
+        for stem, data in segments:
+            segment = f"{stem}-{hashlib.sha256(data).hexdigest()[:12]}.npz"
+            shared[segment] = _write_file(parent / REPLAY / segment, data)
         staging.mkdir(parents=True)
-        manifest = Manifest.model_validate(
-            {
-                "format": FORMAT,
-                "global_step": global_step,
-                **facts,
-                "files": {n: _write_file(staging / n, data) for n, data in files.items()},
-                "shared": shared,
-            }
-        )
+        written = {name: _write_file(staging / name, data) for name, data in files.items()}
+        whole = {"format": FORMAT, "global_step": global_step, **facts, "files": written, "shared": shared}
+        manifest = Manifest.model_validate(whole)
         write_atomically(staging / MANIFEST, manifest.to_json())
         _replace_folder(staging, parent / name)
     except OSError as error:
@@ -58,21 +54,16 @@ def commit(
     return Checkpoint(Store(parent), name, manifest)
 
 
-def _written_segments(
-    folder: Path, segments: Iterable[tuple[str, bytes]]
-) -> Iterator[tuple[str, dict[str, Any]]]:
-    for stem, data in segments:
-        name = f"{stem}-{hashlib.sha256(data).hexdigest()[:12]}.npz"
-        yield name, _write_file(folder / name, data)
+def add_facts(checkpoint: Checkpoint, **facts: Any) -> Checkpoint:
+    """Add *facts* to the manifest of *checkpoint*, such as scores that became known later."""
+    manifest = Manifest.model_validate({**checkpoint.manifest.facts(), **facts})
+    checkpoint.store.write(f"{checkpoint.name}/{MANIFEST}", manifest.to_json())
+    return Checkpoint(checkpoint.store, checkpoint.name, manifest)
 
 
-def _write_file(path: Path, data: bytes) -> dict[str, Any]:
+def _write_file(path: Path, data: bytes) -> StoredFile:
     write_atomically(path, data)
-    return _entry(len(data), hashlib.sha256(data).hexdigest())
-
-
-def _entry(size: int, sha256: str) -> dict[str, Any]:
-    return {"size": size, "sha256": sha256}
+    return StoredFile(size=len(data), sha256=hashlib.sha256(data).hexdigest())
 
 
 def _replace_folder(staging: Path, final: Path) -> None:
@@ -83,6 +74,16 @@ def _replace_folder(staging: Path, final: Path) -> None:
     staging.rename(final)
     make_durable(final.parent)
     remove_folder(former)
+
+
+def settle_replacements(parent: Path) -> None:
+    """Undo a replacement that was cut off between its two renames, and end one that was cut off later."""
+    for former in parent.glob(f".step-*{FORMER}"):
+        final = former.with_name(former.name.removeprefix(".").removesuffix(FORMER))
+        if final.exists() or not (former / MANIFEST).exists():
+            remove_folder(former)
+        else:
+            former.rename(final)
 
 
 def remove_folder(folder: Path) -> None:

@@ -22,7 +22,7 @@ from rl_research.cli.common import (
 )
 
 if TYPE_CHECKING:
-    from rl_research.checkpoints import Checkpoint
+    from rl_research.checkpoints import Checkpoint, Listed, Scores
 
 _LARGE = 10_000_000  # bytes from which a download shows how far it is
 _EPILOG = f"""\
@@ -56,16 +56,21 @@ def checkpoints(overrides: tuple[str, ...], runs_dir: str, as_json: bool, verify
 
 
 def _list(run: str, look: dict[str, Any], answer: Answer, *, verify: bool) -> None:
-    from rl_research.checkpoints import listed, places_of
+    from rl_research.checkpoints import list_folders, places_of
 
-    found = {store.path(""): listed(store, verify=verify) for store in places_of(run, **look)}
+    found = {store.path(""): list_folders(store, verify=verify) for store in places_of(run, **look)}
     if answer.as_json:
-        answer.json(places=[{"place": place, "checkpoints": rows} for place, rows in found.items()])
+        answer.json(
+            places=[
+                {"place": place, "checkpoints": [row.model_dump() for row in rows]}
+                for place, rows in found.items()
+            ]
+        )
     else:
         answer("\n".join(f"{place}\n{_table(rows)}" for place, rows in found.items()))
 
 
-def _table(rows: Sequence[dict[str, Any]]) -> str:
+def _table(rows: Sequence[Listed]) -> str:
     heads = ("step", "score", "final score", "size", "age", "valid", "")
     cells = [heads, *(_cells(row) for row in rows)]
     widths = [max(len(line[column]) for line in cells) for column in range(len(heads))]
@@ -80,23 +85,23 @@ def _table(rows: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _cells(row: dict[str, Any]) -> tuple[str, ...]:
+def _cells(row: Listed) -> tuple[str, ...]:
     from rl_research.system import shown_size, shown_time
 
-    marks = [mark for mark in ("latest", "best") if row[mark]]
+    marks = [mark for mark in ("latest", "best") if getattr(row, mark)]
     return (
-        f"{row['global_step']:,}",
-        _score(row["scores"]),
-        _score(row["final_scores"]),
-        "" if row["bytes"] is None else shown_size(row["bytes"]),
-        "" if row["age"] is None else shown_time(row["age"]),
-        "yes" if row["valid"] else "NO",
-        row["problem"] or ", ".join(marks),
+        f"{row.global_step:,}",
+        _score(row.scores),
+        _score(row.final_scores),
+        "" if row.bytes is None else shown_size(row.bytes),
+        "" if row.age is None else shown_time(row.age),
+        "yes" if row.valid else "NO",
+        row.problem or ", ".join(marks),
     )
 
 
-def _score(scores: dict[str, Any] | None) -> str:
-    return "" if not scores else f"{scores['mean']:.2f} ± {scores.get('std', 0.0):.2f}"
+def _score(scores: Scores | None) -> str:
+    return "" if scores is None else f"{scores.mean:.2f} ± {scores.std:.2f}"
 
 
 def _get(words: Sequence[str], look: dict[str, Any], answer: Answer) -> None:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
-from rl_research.checkpoints import FOLDER, MANIFEST, Checkpoint, is_url, kept, list_checkpoints, remove
+from rl_research.checkpoints import FOLDER, MANIFEST, Checkpoint, Retention, is_url, list_checkpoints, remove
 from rl_research.config import did_you_mean
 from rl_research.errors import ConfigError, StorageError
 from rl_research.pruning.budget import enforce_budget
@@ -122,11 +121,10 @@ def _removals(store: Store, entries: Mapping[str, Entry], rules: Rules) -> tuple
 def _not_kept(store: Store, entries: Mapping[str, Entry], rules: Rules) -> Iterator[Checkpoint]:
     """The checkpoints that the run's own retention, as its newest one tells it, does not keep."""
     found = list_checkpoints(store)
-    section: Any = (found[-1].manifest.config or {}).get("checkpoint", {}) if found else {}
-    if "keep_last" not in section:
+    retention = Retention.recorded_in(found[-1]) if found else None
+    if retention is None:
         return
-    names = ("keep_last", "keep_best", "keep_every")
-    keep = kept(found, *(section.get(name, 0) for name in names))
+    keep = retention.kept(found)
     for checkpoint in found:
         entry = entries.get(f"{checkpoint.name}/{MANIFEST}")
         old = entry and entry.modified is not None and entry.modified < rules.before

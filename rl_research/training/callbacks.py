@@ -189,7 +189,7 @@ class CheckpointCallback(_Periodic):
             self.model.num_timesteps,
             {**files, **self.extra_files()},
             facts,
-            reused={name: self.newest.shared[name] for name in reused} if self.newest else {},
+            reused={name: self.newest.manifest.shared[name] for name in reused} if self.newest else {},
             segments=replay_buffer.new_segments(self.model, reused),
         )
         self.on_commit(self.newest)

@@ -82,8 +82,7 @@ class Commits:
         if self.uploads is not None:
             self.uploads.add(checkpoint)
             in_use = self.uploads.in_use()
-        retention = checkpoints.retention_of(self.run.config)
-        checkpoints.prune(self.run.dir, **retention, in_use=in_use)
+        checkpoints.prune(self.run.dir, checkpoints.Retention.of(self.run.config), in_use)
         self.run.save(
             global_step=checkpoint.global_step,
             checkpoint=checkpoint.address,

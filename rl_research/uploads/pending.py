@@ -47,7 +47,7 @@ def pending_checkpoints(storage: RunStorage) -> list[Checkpoint]:
     local, store = checkpoints.local_checkpoints(storage.folder), storage.store()
     everywhere = {c.name: c for c in [*checkpoints.list_checkpoints(store), *local]}
     by_step = sorted(everywhere.values(), key=lambda checkpoint: checkpoint.global_step)
-    keep = checkpoints.kept(by_step, **checkpoints.retention_of(storage.config))
+    keep = checkpoints.Retention.of(storage.config).kept(by_step)
     unknown = {checkpoint.name for checkpoint in storage.not_uploaded()}
     wanted = [checkpoint for checkpoint in local if checkpoint.name in keep]
     return [c for c in wanted if c.name in unknown or not checkpoints.is_in(c, store)]

@@ -137,7 +137,7 @@ class UploadQueue:
         try:
             return upload_and_announce(self.run, checkpoint, self._worker.upload)
         except Exception as error:
-            if not checkpoint.still_there():
+            if not checkpoint.exists():
                 return None
             if is_transient(error) and not self._too_late:
                 _log.info(

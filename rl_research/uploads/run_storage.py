@@ -59,7 +59,7 @@ class RunStorage:
             ledger.note(uploaded, arrived=False)
             checkpoints.upload(checkpoint, store, confirm)
             ledger.note(uploaded, arrived=True)
-        kept = checkpoints.prune_store(store, **checkpoints.retention_of(self.config))
+        kept = checkpoints.prune_store(store, checkpoints.Retention.of(self.config))
         return Uploaded(uploaded, max(map(mean_of, kept), default=-math.inf))
 
     def awaits_score(self, checkpoint: Checkpoint) -> bool:
