@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import random
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from helpers import outcome, tiny
+from helpers import environment, outcome, tiny
 from stable_baselines3.common.base_class import BaseAlgorithm
 
 from rl_research.config import Config, Experiment, load_config
@@ -73,3 +75,12 @@ def test_storage_that_cannot_be_written_is_found_before_training(tmp_path: Path)
     with pytest.raises(ConfigError, match=r"storage\.url"):
         preflight(load_config(words))
     assert not (tmp_path / "runs").exists()
+
+
+def test_whether_a_run_is_finished_is_known_without_torch() -> None:
+    """What a study, the watchdog and a repeated command ask first imports no library of training."""
+    code = "import sys; from rl_research.training import finished_result, trained_steps; print(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment()
+    )
+    assert not {"torch", "stable_baselines3", "wandb", "prefect"} & set(done.stdout.split())

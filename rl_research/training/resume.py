@@ -1,10 +1,9 @@
-"""Where a run goes on: its newest valid checkpoint, the files beside it, and what W&B knows already."""
+"""Where a run goes on: its newest valid checkpoint, on this machine or in its storage."""
 
 from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Any
 
 from rl_research import checkpoints
 from rl_research.checkpoints import Checkpoint
@@ -12,9 +11,7 @@ from rl_research.config import Config
 from rl_research.errors import CheckpointDamaged, CheckpointMissing
 from rl_research.runs import PROGRESS, Run, RunRecord, check_same_experiment, read_record
 from rl_research.storage import is_transient
-from rl_research.sync import was_sent
-from rl_research.system import replacing, write_atomically
-from rl_research.tracking import STEP, Logged, ProgressFile, Writer, logged, logs_of, parsed, records, row_of
+from rl_research.system import write_atomically
 
 _log = logging.getLogger(__name__)
 
@@ -98,53 +95,3 @@ def _newest_first(run: Run) -> list[Checkpoint]:
         _log.warning("storage.url cannot be reached, the run folder is used: %s", error)
         remote = []
     return sorted([*found, *remote], key=lambda c: c.global_step, reverse=True)
-
-
-def logged_before(run: Run, newest: Checkpoint | None, progress: ProgressFile) -> Logged:
-    """Return what the segments before this one have logged to W&B.
-
-    Online the server knows it, and the rows of offline segments have yet to come. Offline the segments'
-    files hold it. Where there are none, the run comes from another machine, or they have been synced and
-    removed: then all that *newest* had committed has been logged, if it logged at all.
-    """
-    logger = run.logger
-    if (here := logger.wandb_dir) is None:
-        return Logged()
-    if (served := logger.served()) is not None:
-        offline = logged(here.parent, logger.run_id, but=here, kinds="offline-run")
-        return served | (offline or Logged())
-    found = logged(here.parent, logger.run_id, but=here)
-    if found is None and newest is not None and newest.manifest.wandb_path:
-        return Logged(steps=frozenset(int(row[STEP]) for row in progress.rows))
-    return found or Logged()
-
-
-def forget_relived(run: Run, rows_from: int, media_after: int) -> None:
-    """Take rows at the step *rows_from* and later, and media after *media_after*, out of *run*'s W&B logs.
-
-    For a boundary resume, which lives those steps a second time; an exact one repeats them to the bit, and
-    what is logged stands. Rows that are online or have been sent stand as well, and are left out the second
-    time: each step has one row either way.
-    """
-    if (here := run.logger.wandb_dir) is None:
-        return
-    for log in logs_of(here.parent, run.logger.run_id, but=here):
-        if not log.parent.name.startswith("offline-") or was_sent(log, run.logger.run_id):
-            _log.warning("%s: W&B keeps the first rows of the steps from %d on", run.logger.run_id, rows_from)
-            continue
-        whole = [parsed(payload) for payload in records(log)]
-        kept = [record for record in whole if not _is_relived(record, rows_from, media_after)]
-        if len(kept) < len(whole):
-            _rewrite(log, kept)
-
-
-def _is_relived(record: Any, rows_from: int, media_after: int) -> bool:
-    step, numbers, media = row_of(record)
-    return bool((numbers and step >= rows_from) or (media and step > media_after))
-
-
-def _rewrite(log: Path, kept: list[Any]) -> None:
-    with replacing(log) as temporary, temporary.open("wb") as file:
-        writer = Writer(file)
-        for record in kept:
-            writer.write(record.SerializeToString())

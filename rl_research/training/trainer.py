@@ -15,7 +15,7 @@ from rl_research.checkpoints import Scores
 from rl_research.errors import Interrupted
 from rl_research.runs import PROGRESS, Run, check_same_experiment
 from rl_research.tracking import ProgressFile, RowWriter, numbers
-from rl_research.training import callbacks, envs, evaluation, resume
+from rl_research.training import callbacks, envs, evaluation, previous_segments, resume
 from rl_research.training.commits import Commits
 from rl_research.training.preparation import Prepared, build
 from rl_research.training.snapshot import Snapshot
@@ -169,14 +169,14 @@ class Segment:
         self._pending = snapshot.callbacks.get("pending", {})
         resume.restore_files(newest, self.run.dir)
         if not snapshot.exact:
-            resume.forget_relived(self.run, self.rows.step, newest.global_step)
+            previous_segments.forget_relived(self.run, self.rows.step, newest.global_step)
         _log.info("resuming at step %d from %s", self.model.num_timesteps, newest.address)
 
     def _open_rows(self, newest: checkpoints.Checkpoint | None) -> None:
         """Take back the rows that are lived again, and give W&B those that it does not have."""
         progress = ProgressFile(self.run.dir / PROGRESS)
         progress.rewind(self.rows.step)
-        self.run.logger.leave_out(resume.logged_before(self.run, newest, progress))
+        self.run.logger.leave_out(previous_segments.logged_before(self.run, newest, progress))
         for row in progress.rows:
             self.run.logger.log_metrics(*numbers(row))
         self.rows.sinks = (progress, self.run.logger.log_metrics)
