@@ -13,7 +13,7 @@ from prefect import flow, task
 
 from rl_research.checkpoints import Checkpoint, Scores, find
 from rl_research.config import load_storage, refuse_secrets
-from rl_research.orchestration import pipeline
+from rl_research.orchestration import RETRY_TRANSIENT, hand_back
 from rl_research.training import evaluate_checkpoint
 
 
@@ -33,11 +33,11 @@ def evaluate(
     """
     refuse_secrets(overrides, checkpoint)
     found = find_checkpoint(checkpoint, overrides, runs_dir)
-    return pipeline.told(described(found, score_checkpoint(found, episodes, trust_env)))
+    return hand_back(described(found, score_checkpoint(found, episodes, trust_env)))
 
 
 def described(found: Checkpoint, scores: Scores) -> dict[str, Any]:
-    """What the flow returns of the checkpoint that it has *found*, and of its *scores*."""
+    """Return what the flow returns of the checkpoint that it has *found*, and of its *scores*."""
     return {
         "checkpoint": found.address,
         "run_id": found.manifest.run_id,
@@ -47,14 +47,14 @@ def described(found: Checkpoint, scores: Scores) -> dict[str, Any]:
     }
 
 
-@task(task_run_name="find {reference}", **pipeline.RETRIED)
+@task(task_run_name="find {reference}", **RETRY_TRANSIENT)
 def find_checkpoint(reference: str, overrides: Sequence[str], runs_dir: str) -> Checkpoint:
-    """The checkpoint that *reference* names; connection failures are retried."""
+    """Return the checkpoint that *reference* names; transient failures are retried."""
     storage = load_storage(overrides)
     return find(reference, storage.options, runs_dir=runs_dir, url=storage.url)
 
 
-@task(task_run_name="score step {checkpoint.global_step}", **pipeline.RETRIED)
+@task(task_run_name="score step {checkpoint.global_step}", **RETRY_TRANSIENT)
 def score_checkpoint(checkpoint: Checkpoint, episodes: int | None, trust_env: bool) -> Scores:
-    """The returns of *checkpoint*'s policy, from tensors and numbers only."""
+    """Score *checkpoint*'s policy, from tensors and numbers only."""
     return evaluate_checkpoint(checkpoint, episodes=episodes, trust_env=trust_env)

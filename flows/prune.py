@@ -14,7 +14,7 @@ from prefect.client.schemas.objects import State
 
 from rl_research.config import load_storage, refuse_secrets
 from rl_research.errors import RLResearchError, StorageError
-from rl_research.orchestration import pipeline, publish_pruned
+from rl_research.orchestration import RETRY_TRANSIENT, failed_state, publish_pruned
 from rl_research.pruning import Pruned, Rules, prune_place
 from rl_research.system import parsed_size, parsed_time
 
@@ -49,12 +49,12 @@ def prune(
         if refused := [line for one in found for line in one.refused]:
             raise StorageError("; ".join(refused))
     except RLResearchError as error:
-        return pipeline.refused(error)
+        return failed_state(error)
     total = sum(one.bytes_removed for one in found)
     return {"bytes_removed": total, "places": [one.described() for one in found]}
 
 
-@task(task_run_name="prune {place}", **pipeline.RETRIED)
+@task(task_run_name="prune {place}", **RETRY_TRANSIENT)
 def prune_one_place(place: str, rules: Rules) -> Pruned:
-    """Prune *place*; connection failures are retried."""
+    """Prune *place*; transient failures are retried."""
     return prune_place(place, rules)

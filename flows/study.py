@@ -13,21 +13,21 @@ from prefect import flow, get_client, runtime
 from prefect.client.schemas.objects import State
 from prefect.states import Failed
 
+from rl_research import orchestration
 from rl_research.config import refuse_secrets
 from rl_research.errors import Interrupted, RLResearchError
-from rl_research.orchestration import answers, pipeline, publish_study, recovery
 from rl_research.report import write_study
-from rl_research.studies import plan_study, run_members, study_name, study_result
+from rl_research.studies import Study, plan_study, run_members, study_name, study_result
 from rl_research.system import listening
 
 
-def _named() -> str:
+def _name() -> str:
     given = runtime.flow_run.parameters
-    facts = pipeline.experiment_in(given.get("overrides") or ())[:2]
+    facts = orchestration.facts_from(given.get("overrides") or ())[:2]
     return f"{given['name']}: {' '.join(facts)} × {len(given['seeds'])} seeds"
 
 
-@flow(name="study", flow_run_name=_named, on_crashed=[recovery.reschedule_if_preempted])
+@flow(name="study", flow_run_name=_name, on_crashed=[orchestration.reschedule_if_preempted])
 def study(
     name: str,
     overrides: Sequence[str],
@@ -42,35 +42,33 @@ def study(
     when the study of that name is started once more; *afresh* makes it another study for each flow run.
     Members that fail are named in the state and stop nobody else.
     """
+    try:
+        refuse_secrets([*overrides, *(word for setting in grid for word in setting)])
+        known = study_name(name, afresh, orchestration.this_flow_run())
+        planned = orchestration.handed_over(Study)
+        if planned is None or planned.name != known:
+            planned = plan_study(known, overrides, seeds, grid)
+    except RLResearchError as error:
+        return orchestration.hand_back(orchestration.failed_state(error))
     with get_client(sync_client=True) as client:
         api = str(client.api_url)
-    known = study_name(name, afresh, str(runtime.flow_run.id))
-    return pipeline.told(outcome_of(known, overrides, seeds, grid, at_a_time, api))
+    return orchestration.hand_back(run_study(planned, at_a_time, api))
 
 
-def outcome_of(
-    name: str,
-    overrides: Sequence[str],
-    seeds: Sequence[int],
-    grid: Sequence[Sequence[str]],
-    at_a_time: int,
-    api: str | None,
-) -> dict[str, Any] | State[Any]:
+def run_study(planned: Study, at_a_time: int, api: str | None) -> dict[str, Any] | State[Any]:
     """Run the study with members that use the Prefect API *api* while it answers, else one of their own."""
     try:
-        refuse_secrets([*overrides, *(word for words in grid for word in words)])
-        planned = plan_study(name, overrides, seeds, grid)
         with listening() as stop:
-            run_members(planned, stop, at_a_time, lambda: api if api and answers(api) else None)
+            run_members(planned, stop, at_a_time, lambda: api if api and orchestration.answers(api) else None)
     except Interrupted as interruption:
-        return recovery.stopped(interruption, planned.steps)
+        return orchestration.stopped_state(interruption, planned.steps)
     except RLResearchError as error:
-        return pipeline.refused(error)
+        return orchestration.failed_state(error)
     result = study_result(planned)
     write_study(result)
     if api is not None:
-        publish_study(result)
+        orchestration.publish_study(result)
     if failed := result["failed"]:
-        said = f"{len(failed)} of {len(planned.members)} members are not finished: {', '.join(failed)}"
-        return Failed(message=f"{said}; their logs are in {result['folder']}/logs", data=result)
+        unfinished = f"{len(failed)} of {len(planned.members)} members are not finished: {', '.join(failed)}"
+        return Failed(message=f"{unfinished}; their logs are in {result['folder']}/logs", data=result)
     return result

@@ -15,7 +15,7 @@ from prefect.states import Completed, Failed
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from rl_research.config import load_storage, refuse_secrets
-from rl_research.orchestration import pipeline, publish_sync, publish_synced_link
+from rl_research.orchestration import NO_RETRIES, RETRY_TRANSIENT, publish_sync, publish_synced_link
 from rl_research.sync import LocalRun, Outcome, Policy, places, reason_not_to_try, server
 
 _AT_A_TIME = 4  # runs that are tried again; the first try is one call of wandb for many
@@ -67,7 +67,7 @@ def _try_all(runs: Sequence[LocalRun], force: bool) -> list[Outcome]:
     return [_outcome_of(one.state) for one in tries]
 
 
-@task(task_run_name="send together", **pipeline.ONCE)
+@task(task_run_name="send together", **NO_RETRIES)
 def send_together(runs: Sequence[LocalRun], force: bool) -> list[Outcome]:
     """Try all *runs* in as few calls of wandb as possible."""
     from rl_research.sync import deliver  # with wandb, which a look needs not
@@ -75,7 +75,7 @@ def send_together(runs: Sequence[LocalRun], force: bool) -> list[Outcome]:
     return deliver(runs, Policy(force=force))
 
 
-@task(task_run_name="sync {run.run_id}", **pipeline.RETRIED)
+@task(task_run_name="sync {run.run_id}", **RETRY_TRANSIENT)
 def deliver_run(run: LocalRun, first: Outcome, force: bool) -> Outcome | State[Any]:
     """See to one run: what came of the first try, else tries of its own."""
     from rl_research.sync import deliver

@@ -11,74 +11,65 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from prefect import flow, runtime, task
+from prefect import flow, task
 from prefect.client.schemas.objects import State
 
-from rl_research import training
+from rl_research import orchestration, training
 from rl_research.checkpoints import Checkpoint, Scores
 from rl_research.config import Config, Experiment
 from rl_research.errors import Interrupted, RLResearchError, RunTakenOver
-from rl_research.flows.upload import upload_pending
-from rl_research.orchestration import (
-    ByTask,
-    Progress,
-    beside,
-    introduce,
-    pipeline,
-    publish_checkpoint,
-    publish_summary,
-    recovery,
-)
+from rl_research.orchestration import NO_RETRIES, RETRY_TRANSIENT, Progress, UploadByTask
 from rl_research.runs import Run, RunRecord, open_run, read_record
-from rl_research.training import finished_result
 from rl_research.uploads import RunStorage, UploadQueue, background_uploads
 
 
 @flow(
-    name="train", flow_run_name=pipeline.named_after_overrides, on_crashed=[recovery.reschedule_if_preempted]
+    name="train",
+    flow_run_name=orchestration.name_from_overrides,
+    on_crashed=[orchestration.reschedule_if_preempted],
 )
 def train(overrides: Sequence[str] = ()) -> dict[str, Any] | State[Any]:
     """Run the experiment that *overrides* describe and return what it came to.
 
     Asked to stop, it ends as `Preempted`; where a deployment started it, the same flow run is
     scheduled again and goes on from its checkpoint. A mistake of the user's ends it as `Failed`, with
-    the line that names it; what is scheduled again and when says `recovery.reschedule_if_preempted`.
+    the line that names it. `orchestration.reschedule_if_preempted` says what is scheduled again and when.
     """
-    return pipeline.told(_outcome(overrides))
+    return orchestration.hand_back(_outcome(overrides))
 
 
 def _outcome(overrides: Sequence[str]) -> dict[str, Any] | State[Any]:
+    flow_run_id = orchestration.this_flow_run()
     try:
-        experiment = pipeline.experiment_of_this_run(overrides)
-        config = experiment.config
-        if (done := finished_result(config, runtime.flow_run.id)) is not None:
-            return _with_its_leftovers(config, done).result
+        experiment = orchestration.experiment_of(overrides, flow_run_id)
+        if (done := training.finished_result(experiment.config, flow_run_id)) is not None:
+            return _with_pending_uploads(experiment.config, done).result
         try:
-            run = _take_through_the_stages(experiment)
+            run = _run_stages(experiment)
         except Interrupted as interruption:
-            record = read_record(config.run_dir) or RunRecord()
-            return recovery.stopped(interruption, record.global_step or 0)
+            record = read_record(experiment.run_dir) or RunRecord()
+            return orchestration.stopped_state(interruption, record.global_step or 0)
     except RunTakenOver as error:
-        return pipeline.left_to_another(error)
+        return orchestration.taken_over_state(error)
     except RLResearchError as error:
-        return pipeline.refused(error)
-    publish_summary(run)
+        return orchestration.failed_state(error)
+    orchestration.publish_summary(run)
     return run.record.result
 
 
-def _with_its_leftovers(config: Config, record: RunRecord) -> RunRecord:
-    """The finished run's record, after another try to deliver what it says has not arrived."""
+def _with_pending_uploads(config: Config, record: RunRecord) -> RunRecord:
+    """Return the finished run's record, after another try to upload what it says has not arrived."""
     if record.not_uploaded and config.storage.url is not None:
-        upload_pending(RunStorage(config.run_dir, config))
+        orchestration.upload_pending(RunStorage(config.run_dir, config))
     return read_record(config.run_dir) or record
 
 
-def _take_through_the_stages(experiment: Experiment) -> Run:
-    config = experiment.config
-    with open_run(experiment) as run, beside(introduce, run):
-        with ByTask(config.storage.retry_for) as task, background_uploads(run, task) as uploads:
-            retries = pipeline.retried_for(config.storage.retry_for)
-            checkpoint = train_policy.with_options(**retries)(run, uploads)
+def _run_stages(experiment: Experiment) -> Run:
+    retry_for = experiment.config.storage.retry_for
+    with open_run(experiment) as run, orchestration.linked_to_flow_run(run):
+        with UploadByTask(retry_for) as by_task, background_uploads(run, by_task) as uploads:
+            train_with_retries = train_policy.with_options(**orchestration.retry_for(retry_for))
+            checkpoint = train_with_retries(run, uploads)
             if score_policy(run, checkpoint) is not None:
                 uploads.add(checkpoint)  # the manifest alone is sent again, with the score
             film_policy(run, checkpoint)
@@ -86,28 +77,29 @@ def _take_through_the_stages(experiment: Experiment) -> Run:
     return run
 
 
-@task(task_run_name="train {run.config.name}", **pipeline.RETRIED)
+@task(task_run_name="train {run.config.name}", **RETRY_TRANSIENT)
 def train_policy(run: Run, uploads: UploadQueue) -> Checkpoint:
     """Train to the end of the budget, from the newest checkpoint if there is one."""
+    prepared = orchestration.handed_over(training.Prepared)
     with Progress(run) as progress:
-        return training.train_run(run, progress.set, uploads)
+        return training.train_run(run, progress.set, uploads, prepared)
 
 
-@task(task_run_name="score {run.config.name}", **pipeline.ONCE)
+@task(task_run_name="score {run.config.name}", **NO_RETRIES)
 def score_policy(run: Run, checkpoint: Checkpoint) -> Scores | None:
     """Score the policy on held-out seeds."""
     return training.score_checkpoint(run, checkpoint)
 
 
-@task(task_run_name="film {run.config.name}", **pipeline.ONCE)
+@task(task_run_name="film {run.config.name}", **NO_RETRIES)
 def film_policy(run: Run, checkpoint: Checkpoint) -> bool:
     """Film one episode."""
     return training.film_checkpoint(run, checkpoint)
 
 
-@task(task_run_name="report {run.config.name}", **pipeline.ONCE)
+@task(task_run_name="report {run.config.name}", **NO_RETRIES)
 def report_run(run: Run, checkpoint: Checkpoint) -> Path:
     """Tell the W&B run where the checkpoint lies, and write the run's page."""
     if run.config.storage.url is None:
-        publish_checkpoint(training.announce_checkpoint(run, checkpoint))
+        orchestration.publish_checkpoint(training.announce_checkpoint(run, checkpoint))
     return training.report_run(run)

@@ -239,8 +239,8 @@ def test_a_server_in_a_profile_is_used(tmp_path: Path) -> None:
         'active = "lab"\n[profiles.lab]\nPREFECT_API_URL = "http://127.0.0.1:9/api"\n'
     )
     code = """if True:
-        from rl_research.orchestration.embedded_api import unless_there_is_one
-        with unless_there_is_one() as api:
+        from rl_research.orchestration.embedded_api import embed_api
+        with embed_api() as api:
             print(api)
     """
     done = subprocess.run(
@@ -254,11 +254,11 @@ def test_a_mistake_found_meanwhile_takes_it_back(tmp_path: Path) -> None:
     """If what is made ready raises, the server is gone, and so is every trace in the environment."""
     code = """if True:
         import os
-        from rl_research.orchestration.embedded_api import unless_there_is_one
+        from rl_research.orchestration.embedded_api import embed_api
         os.environ["NO_PROXY"] = "mine"
         before = dict(os.environ)
         try:
-            with unless_there_is_one() as api:
+            with embed_api() as api:
                 assert os.environ["PREFECT_API_URL"] == api.url
                 raise ValueError
         except ValueError:

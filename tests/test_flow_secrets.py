@@ -11,6 +11,7 @@ import pytest
 
 from rl_research.config import load_config
 from rl_research.errors import ConfigError
+from rl_research.runs.record import RunRecord, WandbRecord
 from rl_research.runs.run import Run
 
 pytestmark = pytest.mark.usefixtures("prefect_api")
@@ -82,9 +83,9 @@ def test_labels_show_a_url_without_its_password(monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(artifacts, "get_client", lambda **_: Opened())
     run = SimpleNamespace(
-        record={"flow_run_id": "0" * 32, "wandb": {"url": None, "dir": None, "mode": "offline"}},
+        record=RunRecord(flow_run_id="0" * 32, wandb=WandbRecord(mode="offline")),
         config=load_config(["run_id=mine", f"storage.url=sftp://me:{SECRET}@host/runs"]),
         dir=Path("runs/mine"),
     )
-    artifacts.label(cast("Run", run))
+    artifacts.label_flow_run(cast("Run", run))
     assert labels["checkpoints"] == "sftp://me@host/runs/mine/checkpoints"

@@ -24,7 +24,8 @@ from rl_research.config import compose_experiment
 from rl_research.errors import CheckpointMissing, ConfigError, RLResearchError, StorageError
 from rl_research.flows.evaluate import evaluate
 from rl_research.flows.train import train
-from rl_research.orchestration import artifacts, pipeline
+from rl_research.orchestration import RETRY_TRANSIENT, artifacts
+from rl_research.orchestration.retry_policies import is_transient_failure
 from rl_research.runs.run import open_run
 from rl_research.training import stages
 
@@ -279,14 +280,14 @@ def _caused(error: Exception, cause: Exception) -> Exception:
 def test_only_connection_failures_are_retried(error: BaseException, retried: bool) -> None:
     """`retry_condition_fn` says yes to what waiting may mend and to nothing else."""
     some: Any = stages  # neither task nor task run is looked at
-    assert pipeline.only_connection_failures(some, some, Failed(data=error)) is retried
+    assert is_transient_failure(some, some, Failed(data=error)) is retried
 
 
 def test_a_state_without_an_error_is_not_retried() -> None:
     """Where a state carries no exception there is nothing to judge."""
     some: Any = stages
     for state in (Failed(data=None), Failed(data="text"), Completed(data=3)):
-        assert pipeline.only_connection_failures(some, some, state) is False
+        assert is_transient_failure(some, some, state) is False
 
 
 @pytest.mark.parametrize(("error", "tries"), [(ConnectionResetError, 3), (ValueError, 1)])
@@ -294,7 +295,7 @@ def test_prefect_obeys_the_condition(error: type[Exception], tries: int) -> None
     """A task with these retries runs again after a lost connection, and not after a bug."""
     count = 0
 
-    @task(**{**pipeline.RETRIED, "retry_delay_seconds": 0, "retries": 2})
+    @task(**{**RETRY_TRANSIENT, "retry_delay_seconds": 0, "retries": 2})
     def fails() -> None:
         nonlocal count
         count += 1
@@ -341,7 +342,7 @@ def test_training_goes_on_without_the_api(in_run: Any) -> None:
 
 
 @pytest.mark.usefixtures("dead_api")
-@pytest.mark.parametrize("publish", [artifacts.publish_links, artifacts.publish_summary])
+@pytest.mark.parametrize("publish", [artifacts.publish_wandb_link, artifacts.publish_summary])
 def test_publishing_fails_softly(
     in_run: Any, publish: Callable[[Any], None], caplog: pytest.LogCaptureFixture
 ) -> None:

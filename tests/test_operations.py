@@ -28,10 +28,11 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Cancelled, Cancelling, Running
 
 from rl_research.config import compose_experiment
-from rl_research.flows import watchdog
-from rl_research.orchestration.local_server import LocalServer, Service, processes, running_url
+from rl_research.flows.watchdog import watchdog
+from rl_research.orchestration.local_server import LocalServer, Service, running_url
 from rl_research.runs.lease import holder_of
 from rl_research.runs.run import open_run
+from rl_research.system import living_processes
 from rl_research.training import stages
 
 _ROOT = Path(__file__).parents[1]
@@ -94,15 +95,14 @@ def test_a_stale_pid_file_is_nobody(sleeper: Service) -> None:
         innocent.wait()
 
 
-def test_what_ignores_sigterm_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_ignores_sigterm_is_killed(tmp_path: Path) -> None:
     """A process that does not end is ended."""
-    monkeypatch.setattr("rl_research.orchestration.local_server._ENDING", 1.0)
     deaf = "import signal,time;signal.signal(15,signal.SIG_IGN);print(1,flush=True);time.sleep(60)"
     (tmp_path / "deaf.py").write_text(deaf)
     service = Service("deaf", ["deaf"], tmp_path)
     service.start({**os.environ, "PYTHONPATH": str(tmp_path)})
     until(lambda: "1" in service.log.read_text(), 20)
-    assert service.stop()
+    assert service.stop(timeout=1.0)
     assert service.pid is None
 
 
@@ -124,12 +124,11 @@ def test_processes_are_seen(has_proc: bool, monkeypatch: pytest.MonkeyPatch) -> 
     """Who lives is seen in /proc, with no `ps` on the PATH, and elsewhere by `ps`; a zombie does not live."""
     if has_proc:
         monkeypatch.setenv("PATH", "")
-    else:
-        monkeypatch.setattr("rl_research.orchestration.local_server._STAT", Path("/nowhere"))
+    proc = Path("/proc" if has_proc else "/nowhere")
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
-        assert processes()[child.pid] == os.getpid()
+        assert living_processes(proc)[child.pid] == os.getpid()
         child.kill()
-        until(lambda: child.pid not in processes(), 5)
+        until(lambda: child.pid not in living_processes(proc), 5)
 
 
 # ---------------------------------------------------------------- the machine
@@ -235,7 +234,7 @@ def _words(runs_dir: Path, *more: str) -> list[str]:
 
 
 @pytest.mark.slow
-def test_a_killed_flow_run_goes_on(up: LocalServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_flow_run_goes_on(up: LocalServer, tmp_path: Path) -> None:
     """Killed alone, then with its worker, a flow run is found, scheduled, and ends to the same bits."""
     flow_run_id = start("train/nightly", _words(tmp_path / "runs", "wandb=offline"))
     folder = until(lambda: training(tmp_path / "runs"), 150)
@@ -252,8 +251,7 @@ def test_a_killed_flow_run_goes_on(up: LocalServer, tmp_path: Path, monkeypatch:
     assert state
     assert state.is_running(), "nobody could tell Prefect"
     time.sleep(1.0)
-    monkeypatch.setattr(watchdog, "_SECOND_LOOK", 1.0)
-    assert any("its process is gone" in line for line in watchdog.watchdog(silence=1.0))
+    assert any("its process is gone" in line for line in watchdog(silence=1.0, second_look=1.0))
     up.start_worker()
     done = until(lambda: ended(flow_run_id), 200)
 
@@ -290,9 +288,7 @@ def test_a_run_that_was_taken_over_is_left_to_the_other_machine(tmp_path: Path) 
 
 
 @pytest.mark.slow
-def test_training_outlives_the_server(
-    up: LocalServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_training_outlives_the_server(up: LocalServer, tmp_path: Path) -> None:
     """A server that is killed meanwhile costs nothing; a result that it was never told is not made again."""
     flow_run_id = start("train/nightly", _words(tmp_path / "runs", "wandb=offline"))
     folder = until(lambda: training(tmp_path / "runs"), 150)
@@ -308,9 +304,8 @@ def test_training_outlives_the_server(
     made = {path: path.stat().st_mtime_ns for path in folder.glob("checkpoints/*/model.zip")}
     with get_client(sync_client=True) as client:
         client.set_flow_run_state(flow_run_id, Running(), force=True)  # as if nobody had come back
-    monkeypatch.setattr(watchdog, "_SECOND_LOOK", 1.0)
     time.sleep(1.0)
-    assert len(watchdog.watchdog(silence=1.0)) == 1
+    assert len(watchdog(silence=1.0, second_look=1.0)) == 1
     again = until(lambda: ended(flow_run_id))
     assert again.state_name == "Completed"
     assert {path: path.stat().st_mtime_ns for path in made} == made
@@ -318,14 +313,13 @@ def test_training_outlives_the_server(
 
 @pytest.mark.slow
 def test_down_lets_flow_runs_commit(
-    up: LocalServer, project: Path, env: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    up: LocalServer, project: Path, env: dict[str, str], tmp_path: Path
 ) -> None:
     """The watchdog leaves alone who lives; `down` stops it at a checkpoint; the next `up` takes it up."""
     total = "experiment.total_timesteps=400000"
     flow_run_id = start("train/nightly", _words(tmp_path / "runs", total, "wandb=disabled"))
     folder = until(lambda: training(tmp_path / "runs"), 150)
-    monkeypatch.setattr(watchdog, "_SECOND_LOOK", 0.0)
-    assert watchdog.watchdog(silence=0.0) == [], "however long its heartbeats have been silent"
+    assert watchdog(silence=0.0, second_look=0.0) == [], "however long its heartbeats have been silent"
     assert holder_of(folder)
 
     for _ in range(2):

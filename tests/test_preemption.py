@@ -29,8 +29,8 @@ from prefect.settings import PREFECT_API_URL, PREFECT_LOGGING_TO_API_ENABLED, te
 from prefect.states import AwaitingRetry, Cancelling, Crashed, Pending, Running
 
 from rl_research.config import Config, Experiment, load_config
-from rl_research.flows import watchdog
 from rl_research.flows.train import train
+from rl_research.flows.watchdog import watchdog
 from rl_research.orchestration import recovery
 from rl_research.runs.run import open_run
 from rl_research.training import stages
@@ -57,18 +57,18 @@ class Faulty(CartPoleEnv):
 gym.register("Faulty-v0", entry_point=Faulty, max_episode_steps=500)
 """
 _SERVE = """
-from datetime import timedelta
-
 import faulty
 
-from rl_research.flows import watchdog
-from rl_research.orchestration import recovery
+from rl_research.orchestration import reschedule_if_preempted
 from rl_research.flows.train import train
 
-recovery._AGAIN_AFTER = timedelta(seconds=0.1)  # also in the processes that serve spawns
+
+def soon(flow, flow_run, state):
+    reschedule_if_preempted(flow, flow_run, state, first_delay=0.1)
+
 
 if __name__ == "__main__":
-    train.with_options(retries=1).serve(name="served", pause_on_shutdown=False)
+    train.with_options(retries=1, on_crashed=[soon]).serve(name="served", pause_on_shutdown=False)
 """
 
 
@@ -253,8 +253,8 @@ def test_what_never_ran_is_granted_no_retry(flow_run: FlowRun) -> None:
     """Killed as it starts, a flow run gets another start, and no retry of what the user has to mend."""
     with get_client(sync_client=True) as client:
         client.set_flow_run_state(flow_run.id, Pending(), force=True)
-        client.set_flow_run_state(flow_run.id, recovery.killed(0, "no sign of life"), force=True)
-        assert recovery.go_on(client, flow_run.id)
+        client.set_flow_run_state(flow_run.id, recovery.killed_state(0, "no sign of life"), force=True)
+        assert recovery.schedule_again(client, flow_run.id)
     assert read(flow_run.id).empirical_policy.retries in (None, 0)
     _crash(flow_run, 64)
     assert read(flow_run.id).empirical_policy.retries == 1
@@ -325,7 +325,6 @@ def test_a_machine_that_cannot_reach_prefect_keeps_its_run(
 
     So is one whose store does not answer now; which of the two it is, is said.
     """
-    monkeypatch.setattr(watchdog, "_SECOND_LOOK", 1.0)
     words = _words(tmp_path, "run_id=mine", f"storage.url='{tmp_path / 'store'}'", "storage.lease=1")
     with get_client(sync_client=True) as client:
         flow_id = client.create_flow_from_name("train")
@@ -340,17 +339,17 @@ def test_a_machine_that_cannot_reach_prefect_keeps_its_run(
         try:
             assert holder.stdout
             assert holder.stdout.readline() == b"held\n"
-            assert watchdog.watchdog(silence=0.0) == []
+            assert watchdog(silence=0.0, second_look=1.0) == []
             assert "is renewed: it lives" in caplog.text
         finally:
             holder.kill()
     caplog.clear()
     with monkeypatch.context() as away:
-        away.setattr(watchdog, "stored_lease", _no_answer)
-        assert watchdog.watchdog(silence=0.0) == []
+        away.setattr("rl_research.orchestration.watchdog.stored_lease", _no_answer)
+        assert watchdog(silence=0.0, second_look=1.0) == []
     assert "cannot be asked; looked at again in the next round" in caplog.text
     assert "it lives" not in caplog.text
-    assert ["its process is gone" in line for line in watchdog.watchdog(silence=0.0)] == [True]
+    assert ["its process is gone" in line for line in watchdog(silence=0.0, second_look=1.0)] == [True]
     assert [state.name for state in history(run.id)][-2:] == ["Killed", "AwaitingRetry"]
 
 

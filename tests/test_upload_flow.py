@@ -33,7 +33,7 @@ from rl_research.config import Experiment, load_config
 from rl_research.errors import ConfigError
 from rl_research.flows.train import train
 from rl_research.flows.upload import upload
-from rl_research.orchestration import pipeline, upload_tasks
+from rl_research.orchestration import retry_for, upload_tasks
 from rl_research.runs.lease import DELIVERY, leased_folder
 from rl_research.runs.run import open_run
 from rl_research.training import stages
@@ -151,12 +151,12 @@ def test_a_refusal_is_not_retried_and_not_fatal(
 def test_delays_grow_to_the_bound() -> None:
     """The schedule of retries doubles up to a minute and sums to the bound, however long that is."""
     for seconds in (0.0, 1.0, 5.0, 62.0, 900.0, 86_400.0):
-        options = pipeline.retried_for(seconds)
+        options = retry_for(seconds)
         delays = options["retry_delay_seconds"]
         assert sum(delays) == pytest.approx(seconds)
         assert options["retries"] == len(delays) <= 50
         assert delays[:-1] == sorted(delays[:-1])
-    assert pipeline.retried_for(900)["retry_delay_seconds"][:7] == [2, 4, 8, 16, 32, 60, 60]
+    assert retry_for(900)["retry_delay_seconds"][:7] == [2, 4, 8, 16, 32, 60, 60]
 
 
 def test_no_retry_takes_no_delays(tmp_path: Path, faults: Faults) -> None:
@@ -187,7 +187,7 @@ def test_without_the_api_uploads_go_on(tmp_path: Path, caplog: pytest.LogCapture
         url = f"http://127.0.0.1:{free.getsockname()[1]}/api"
         began = time.monotonic()
         with temporary_settings({PREFECT_API_URL: url}):
-            upload_tasks.ByTask(900)(note, _checkpoint(tmp_path))
+            upload_tasks.UploadByTask(900)(note, _checkpoint(tmp_path))
     assert [checkpoint.global_step for checkpoint in uploaded] == [7]
     assert time.monotonic() - began < 30
     assert "API does not answer" in caplog.text
@@ -199,7 +199,7 @@ def test_an_api_that_goes_away_meanwhile_loses_nothing(
 ) -> None:
     """A task run that Prefect could not begin, or could not end, uploads once all the same."""
     uploaded: list[Checkpoint] = []
-    by = upload_tasks.ByTask(900)
+    by = upload_tasks.UploadByTask(900)
 
     def lost(upload: Any, checkpoint: Checkpoint) -> None:
         if begun:
@@ -207,7 +207,7 @@ def test_an_api_that_goes_away_meanwhile_loses_nothing(
         raise RuntimeError("Failed to reach API")
 
     monkeypatch.setattr(by, "_task", lost)
-    monkeypatch.setattr(by, "begin", lambda _: None)
+    monkeypatch.setattr(by, "_begin", lambda _: None)
     by(uploaded.append, _checkpoint(tmp_path))  # type: ignore[func-returns-value]
     assert len(uploaded) == 1
 
@@ -222,7 +222,7 @@ def test_what_the_upload_raises_is_what_is_seen(tmp_path: Path) -> None:
 
     @flow
     def once() -> None:
-        upload_tasks.ByTask(900)(refuse, _checkpoint(tmp_path))
+        upload_tasks.UploadByTask(900)(refuse, _checkpoint(tmp_path))
 
     with pytest.raises(ConfigError, match="not yours"):
         once()

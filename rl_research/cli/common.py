@@ -77,9 +77,9 @@ def prepare_prefect() -> None:
 def prefect_api() -> Iterator[EmbeddedAPI | None]:
     """Prepare Prefect; where there is no server its embedded API, which starts while the body imports."""
     prepare_prefect()
-    from rl_research.orchestration import embedded_api
+    from rl_research.orchestration import embed_api
 
-    with embedded_api.unless_there_is_one() as api:
+    with embed_api() as api:
         yield api
 
 

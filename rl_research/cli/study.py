@@ -43,12 +43,15 @@ def study(
         from rl_research.report import study_markdown
         from rl_research.studies import plan_study
 
-        grid = [shlex.split(setting) for setting in settings]
-        plan_study(name, overrides, seeds, grid)  # a mistake is found before anything is started
-        words = (name, hide_secrets(overrides), seeds, [hide_secrets(setting) for setting in grid], at_a_time)
+        grid = [hide_secrets(shlex.split(setting)) for setting in settings]
+        parameters = (name, hide_secrets(overrides), seeds, grid)
+        planned = plan_study(*parameters)  # a mistake is found before anything is started
         with prefect_api() as api:
             from rl_research.flows import study as flows
             from rl_research.orchestration import call_flow
 
-        found = call_flow(flows.study, words, api, lambda _: flows.outcome_of(*words, api=None))
+        def without_prefect(_: str) -> object:
+            return flows.run_study(planned, at_a_time, api=None)
+
+        found = call_flow(flows.study, (*parameters, at_a_time), api, without_prefect, planned)
         answer.result(found, study_markdown)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import sys
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -14,7 +15,8 @@ from rl_research.cli.common import as_json, own_stdout, prefect_api, words_of
 from rl_research.cli.results import summary
 
 if TYPE_CHECKING:
-    from rl_research.config import Config
+    from rl_research.config import Config, Experiment
+    from rl_research.training import Prepared
 
 _log = logging.getLogger(__name__)
 
@@ -32,10 +34,11 @@ class _Settings(click.Command):
 @click.option("--cfg", is_flag=True, help="Print the composed configuration.")
 def train(overrides: tuple[str, ...], as_json: bool, cfg: bool) -> None:
     """Train, score and report one experiment."""
-    from rl_research.config import hide_secrets, load_config
+    from rl_research.config import compose_experiment, hide_secrets
 
-    config = load_config(overrides)
     words = hide_secrets(overrides)
+    experiment = compose_experiment(words)
+    config = experiment.config
     if cfg:
         sys.stdout.write(_shown_as_yaml(config))
         return
@@ -47,14 +50,17 @@ def train(overrides: tuple[str, ...], as_json: bool, cfg: bool) -> None:
             _log.info("run %s is finished: its result is returned", config.run_id)
             result = record.result
         else:
-            with prefect_api() as api:  # its embedded server starts meanwhile
-                if record is None:
-                    with preflight(config):
-                        pass  # training builds its own
-                _log.info("%s", _announced(config))
-                from rl_research.flows.train import train as flow
-                from rl_research.orchestration import call_flow
-            result = call_flow(flow, (words,), api, lambda run: _trained_without_prefect(words, run))
+            with ExitStack() as built:
+                with prefect_api() as api:  # its embedded server starts meanwhile
+                    prepared = built.enter_context(preflight(config)) if record is None else None
+                    _log.info("%s", _announced(config))
+                    from rl_research.flows.train import train as flow
+                    from rl_research.orchestration import call_flow
+
+                def without_prefect(flow_run_id: str) -> dict[str, Any]:
+                    return _trained_without_prefect(experiment, prepared, flow_run_id)
+
+                result = call_flow(flow, (words,), api, without_prefect, experiment, prepared)
         answer.result(result, summary)
 
 
@@ -64,16 +70,18 @@ def _announced(config: Config) -> str:
     return f"{what}, seed {experiment.seed}, {experiment.total_timesteps:,} steps"
 
 
-def _trained_without_prefect(overrides: Sequence[str], flow_run_id: str) -> dict[str, Any]:
+def _trained_without_prefect(
+    experiment: Experiment, prepared: Prepared | None, flow_run_id: str
+) -> dict[str, Any]:
     """Return what the flow returns; *flow_run_id* is the flow run that began, or a new id."""
-    from rl_research.orchestration import pipeline
+    from rl_research.orchestration import with_identity
     from rl_research.training import finished_result, run_all_stages
 
-    experiment = pipeline.experiment_of(overrides, flow_run_id)
+    experiment = with_identity(experiment, flow_run_id)
     record = finished_result(experiment.config, flow_run_id)
     if record is not None and (left := record.not_uploaded):
         _log.warning("step %s is not uploaded; the next start tries", ", ".join(map(str, left)))
-    return (record or run_all_stages(experiment).record).result
+    return (record or run_all_stages(experiment, prepared).record).result
 
 
 def _shown_as_yaml(config: Config) -> str:

@@ -1,7 +1,7 @@
-"""deployment.yaml, read strictly: Prefect itself passes over what it does not know.
+"""deployment.yaml, read strictly: Prefect itself passes over keys that it does not know.
 
-`problems` names every mistake without a server: unknown keys, schedules and triggers that cannot be
-meant, parameters that a flow does not take, overrides that do not describe an experiment.
+`problems` finds every mistake without a server: unknown keys, schedules and triggers that Prefect cannot
+use, parameters that a flow does not take, overrides that do not describe an experiment.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ from typing import Any
 
 import yaml
 from prefect import Flow
-from prefect.cli.deploy import _models  # its names are what `prefect deploy` reads
 from prefect.client.schemas.objects import ConcurrencyLimitStrategy
 from prefect.client.schemas.schedules import construct_schedule
 from prefect.events.schemas.deployment_triggers import DeploymentTriggerTypes
 from prefect.flows import load_flow_from_entrypoint
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from rl_research.config import did_you_mean, load_config
 from rl_research.errors import ConfigError, RLResearchError
+from rl_research.orchestration import prefect_private
 
 FILE = Path("deployment.yaml")
 _VARIABLE = re.compile(r"\{\{\s*\$(\w+)\s*\}\}")
 
 
 def read(path: Path = FILE) -> dict[str, Any]:
-    """The deployments file as plain values; `ConfigError` if it is none or holds a mistake."""
+    """Return the deployments file as plain values; `ConfigError` with a line for each mistake in it."""
     raw = parsed(path)
     if found := list(problems(raw, path.parent)):
         raise ConfigError("\n".join(f"{path}: {problem}" for problem in found))
@@ -39,7 +39,7 @@ def read(path: Path = FILE) -> dict[str, Any]:
 
 
 def parsed(path: Path) -> dict[str, Any]:
-    """The file as plain values, unchecked; `ConfigError` if it is no mapping."""
+    """Return the file as plain values, unchecked; `ConfigError` if it is no mapping."""
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -54,8 +54,8 @@ def parsed(path: Path) -> dict[str, Any]:
 
 
 def problems(raw: Mapping[str, Any], folder: Path = Path()) -> Iterator[str]:
-    """What is wrong with *raw*, whose entrypoints lie below *folder*, a line each."""
-    yield from _unknown(raw, {*_names(_models.PrefectYamlModel), "definitions"}, "the file")
+    """Yield the mistakes in *raw*, whose entrypoints lie below *folder*, a line each."""
+    yield from _unknown(raw, {*prefect_private.deployment_keys()["file"], "definitions"}, "the file")
     yield from _unset_variables(raw)
     seen: set[tuple[str, object]] = set()
     for entry in raw["deployments"]:
@@ -72,8 +72,14 @@ def problems(raw: Mapping[str, Any], folder: Path = Path()) -> Iterator[str]:
 
 
 def flow_of(entry: Mapping[str, Any], folder: Path = Path()) -> Flow[..., Any]:
-    """The flow that *entry* of the file deploys."""
-    return _flow_at(str(folder.absolute() / entry["entrypoint"]))
+    """Return the flow that *entry* of the file deploys: that of a file below *folder*, or of a module."""
+    entrypoint = entry["entrypoint"]
+    return _flow_at(entrypoint if is_module_path(entrypoint) else str(folder.absolute() / entrypoint))
+
+
+def is_module_path(entrypoint: str) -> bool:
+    """Return whether *entrypoint* names a module, as ``rl_research.flows.train:train``, and no file."""
+    return ".py:" not in entrypoint
 
 
 @lru_cache
@@ -83,7 +89,7 @@ def _flow_at(entrypoint: str) -> Flow[..., Any]:
 
 
 def _problems_of(entry: dict[str, Any], raw: Mapping[str, Any], folder: Path) -> Iterator[str]:
-    yield from _unknown(entry, _names(_models.DeploymentConfig), "a deployment")
+    yield from _unknown(entry, prefect_private.deployment_keys()["deployment"], "a deployment")
     if not entry.get("name"):
         yield "has no name."
     if entry.get("sla"):
@@ -107,7 +113,7 @@ def _work_pool(pool: Any, raw: Mapping[str, Any]) -> Iterator[str]:
     if not isinstance(pool, dict):
         yield "has no work_pool, so nobody would run it."
         return
-    yield from _unknown(pool, _names(_models.WorkPoolConfig), "a work_pool")
+    yield from _unknown(pool, prefect_private.deployment_keys()["work_pool"], "a work_pool")
     declared = raw.get("definitions") or {}
     known = {str(name) for name in (declared.get("queues") or {})}
     if str(queue := pool.get("work_queue_name")) not in known:
@@ -119,7 +125,7 @@ def _work_pool(pool: Any, raw: Mapping[str, Any]) -> Iterator[str]:
 def _limit(limit: Any) -> Iterator[str]:
     if limit is None or isinstance(limit, int):
         return
-    yield from _unknown(limit, _names(_models.ConcurrencyLimitSpec), "a concurrency_limit")
+    yield from _unknown(limit, prefect_private.deployment_keys()["concurrency_limit"], "a concurrency_limit")
     strategies = [strategy.value for strategy in ConcurrencyLimitStrategy]
     if (strategy := limit.get("collision_strategy", "ENQUEUE")) not in strategies:
         yield f"collision_strategy: {strategy!r} is none of {', '.join(strategies)}."
@@ -127,7 +133,7 @@ def _limit(limit: Any) -> Iterator[str]:
 
 def _schedule(schedule: Any, given: Mapping[str, Any], flow: Flow[..., Any]) -> Iterator[str]:
     try:
-        known = _models.RawScheduleConfig.model_validate(schedule)
+        known = prefect_private.parsed_schedule(schedule)
         construct_schedule(
             interval=known.interval,
             anchor_date=schedule.get("anchor_date"),
@@ -152,14 +158,14 @@ def _trigger(trigger: Any, given: Mapping[str, Any], flow: Flow[..., Any]) -> It
     except ValidationError as error:
         yield f"trigger {trigger}: {_line(error)}"
         return
-    yield from _unknown(trigger, _names(type(known)), "a trigger")
+    yield from _unknown(trigger, prefect_private.field_names(type(known)), "a trigger")
     if trigger.get("type", "event") == "event" and not trigger.get("expect"):
         yield "a trigger without 'expect' would fire at every event."
     yield from _parameters({**given, **(trigger.get("parameters") or {})}, flow, complete=True)
 
 
 def _parameters(given: Mapping[str, Any], flow: Flow[..., Any], complete: bool) -> Iterator[str]:
-    """Mistakes in what *flow* is given; *complete* if nobody adds to it when it starts."""
+    """Yield mistakes in what *flow* is given; *complete* if nobody adds to it when it starts."""
     accepted = inspect.signature(flow.fn).parameters
     unknown = list(_unknown(given, accepted, f"a parameter of {flow.name}"))
     yield from unknown
@@ -197,15 +203,9 @@ def _unknown(values: Any, known: Collection[str], what: str) -> Iterator[str]:
 
 
 def _unset_variables(raw: Mapping[str, Any]) -> Iterator[str]:
-    """Prefect would store the braces themselves."""
-    used = _VARIABLE.findall(str({key: value for key, value in raw.items()}))
-    for name in sorted({name for name in used if name not in os.environ}):
+    """Yield the variables that the environment lacks; Prefect would store the braces themselves."""
+    for name in sorted({name for name in _VARIABLE.findall(str(raw)) if name not in os.environ}):
         yield f"{{{{ ${name} }}}}: the environment has no {name}."
-
-
-def _names(model: type[BaseModel]) -> set[str]:
-    fields = model.model_fields
-    return {*fields, *(field.alias for field in fields.values() if field.alias)}
 
 
 def _line(error: Exception) -> str:

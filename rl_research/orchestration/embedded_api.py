@@ -22,12 +22,13 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from rl_research.orchestration import prefect_private
 from rl_research.orchestration.local_server import HOST, answers
 from rl_research.system import when_parent_ends
 
 _STARTS = 3  # of a server that dies
 _ERROR = re.compile(r"[A-Za-z_][\w.]*(Error|Exception): ")
-_TO_END = 5.0  # seconds for what it has not written yet
+_ENDING = 5.0  # seconds for what it has not written yet
 
 
 class EmbeddedAPI:
@@ -37,29 +38,29 @@ class EmbeddedAPI:
         self._began = time.monotonic()
         self._socket = socket.create_server((HOST, 0), backlog=128)
         self.url = f"http://{HOST}:{self._socket.getsockname()[1]}/api"
-        self._said = tempfile.TemporaryFile()  # noqa: SIM115  # kept as long as the server
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115  # kept as long as the server
         self._changing = threading.Lock()
         self._ended = threading.Event()
         self._server = self._start()
         threading.Thread(target=self._keep, daemon=True, name="embedded API").start()
         atexit.register(self.close)  # before Prefect registers what it still has to say at the end
 
-    def answers(self, patience: float) -> bool:
-        """Whether it answers by the time it is *patience* seconds old; if not, it is given up."""
-        until = self._began + patience
-        while not self._ended.is_set() and (left := until - time.monotonic()) > 0:
+    def answers(self, timeout: float) -> bool:
+        """Return whether it answers by the time it is *timeout* seconds old; if not, it is given up."""
+        deadline = self._began + timeout
+        while not self._ended.is_set() and (left := deadline - time.monotonic()) > 0:
             if answers(self.url, left):
                 return True
             self._ended.wait(0.1)
         self.close()
         return False
 
-    def last_words(self) -> str:
-        """The error that its server has named last, else its last line."""
-        text = os.pread(self._said.fileno(), 1 << 20, 0)  # the server writes on where it was
+    def last_error(self) -> str:
+        """Return the last error in the server's log, else its last line."""
+        text = os.pread(self._log.fileno(), 1 << 20, 0)  # the server writes on where it was
         lines = [line.strip() for line in text.decode(errors="replace").splitlines()]
-        said = list(filter(None, lines)) or ["no answer in time"]
-        return next(filter(_ERROR.match, reversed(said)), said[-1])
+        lines = list(filter(None, lines)) or ["no answer in time"]
+        return next(filter(_ERROR.match, reversed(lines)), lines[-1])
 
     def close(self) -> None:
         """Refuse everybody from now on, and end the server."""
@@ -70,7 +71,7 @@ class EmbeddedAPI:
             self._socket.close()
             self._server.terminate()
         try:
-            self._server.wait(_TO_END)
+            self._server.wait(_ENDING)
         except subprocess.TimeoutExpired:
             self._server.kill()
             self._server.wait()
@@ -80,7 +81,7 @@ class EmbeddedAPI:
         return subprocess.Popen(
             [sys.executable, "-m", __name__, str(listening)],
             stdin=subprocess.PIPE,  # at its end the server knows that this process is gone
-            stdout=self._said, stderr=self._said, pass_fds=[listening],
+            stdout=self._log, stderr=self._log, pass_fds=[listening],
             start_new_session=True,  # Ctrl-C is meant for the run, which has something to say to it then
         )  # fmt: skip
 
@@ -97,11 +98,11 @@ class EmbeddedAPI:
 
 
 @contextmanager
-def unless_there_is_one() -> Iterator[EmbeddedAPI | None]:
-    """The API that this process uses from now on; None where Prefect knows of a server, or may not embed one.
+def embed_api() -> Iterator[EmbeddedAPI | None]:
+    """Yield the API that this process is to use; None where Prefect knows a server, or may not embed one.
 
-    A server may stand in the environment, or in Prefect's own files and profiles. The API outlives the
-    body, which makes ready what needs it; if the body raises, it has never been.
+    Prefect knows a server from the environment, or from its own files and profiles. The API starts while the
+    block prepares what needs it, and outlives the block; if the block raises, it is closed and forgotten.
     """
     from prefect.context import refresh_global_settings_context
     from prefect.settings import get_current_settings
@@ -128,19 +129,18 @@ def unless_there_is_one() -> Iterator[EmbeddedAPI | None]:
 
 
 def _past_proxies() -> dict[str, str]:
-    """The variables by which requests to this machine go to no proxy."""
+    """Return the variables by which requests to this machine go to no proxy."""
     names = [name for name in ("no_proxy", "NO_PROXY") if os.environ.get(name)] or ["NO_PROXY"]
     known = {name: os.environ.get(name, "") for name in names}
     return {name: f"{hosts},{HOST}".lstrip(",") for name, hosts in known.items() if hosts.strip() != "*"}
 
 
 def _serve(descriptor: int) -> None:
-    """Be the server on the socket *descriptor*, until told to stop or until the parent is gone."""
+    """Serve the API on the socket *descriptor*, until a signal comes or the parent is gone."""
     when_parent_ends(0, _terminate)
     import uvicorn
-    from prefect.server.api.server import create_app
 
-    app = create_app(ephemeral=True, final=True)
+    app = prefect_private.api_application()
     server = uvicorn.Server(uvicorn.Config(app, log_level="error", lifespan="on"))
     server.run(sockets=[socket.socket(fileno=descriptor)])
     sys.exit(0 if server.started else 3)
@@ -148,7 +148,7 @@ def _serve(descriptor: int) -> None:
 
 def _terminate() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
-    time.sleep(_TO_END)
+    time.sleep(_ENDING)
     os.kill(os.getpid(), signal.SIGKILL)
 
 

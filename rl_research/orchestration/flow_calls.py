@@ -1,4 +1,4 @@
-"""A flow as the command line calls it: it comes to its end, whatever becomes of Prefect's API.
+"""A flow called from the command line: it comes to its end, whatever becomes of Prefect's API.
 
 An API that does not come up, or goes away in the middle, costs a line in the log and the flow run's page.
 """
@@ -6,84 +6,105 @@ An API that does not come up, or goes away in the middle, costs a line in the lo
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import uuid4
 
-from prefect import Flow
+from prefect import Flow, runtime
 from prefect.client.schemas.objects import State
-from prefect.events import Event
-from prefect.events.clients import PrefectEventsClient
-from prefect.events.worker import EventsWorker, emit_events_to_cloud, should_emit_events_to_running_server
 from prefect.settings import PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS
 
 from rl_research.errors import RLResearchError
-from rl_research.orchestration import pipeline
-from rl_research.orchestration.embedded_api import EmbeddedAPI
+from rl_research.orchestration import prefect_private
+
+if TYPE_CHECKING:
+    from rl_research.orchestration.embedded_api import EmbeddedAPI
 
 _log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+
+@dataclass
+class _Call:
+    """What the caller of a flow hands over to its body, and what the body hands back, beside Prefect."""
+
+    handed: tuple[object, ...]
+    flow_run_id: str | None = None
+    outcome: Any = None
+    ended: bool = False
+
+
+_CALL: ContextVar[_Call | None] = ContextVar("flow call", default=None)
 
 
 def call_flow(
-    flow: Flow[..., Any], words: tuple[Any, ...], api: EmbeddedAPI | None, alone: Callable[[str], Any]
+    flow: Flow[..., Any],
+    parameters: tuple[Any, ...],
+    api: EmbeddedAPI | None,
+    without_prefect: Callable[[str], Any],
+    *handed: object,
 ) -> Any:
-    """What *flow* returned, or has ended with; where Prefect fails before, what *alone* does.
+    """Call *flow* with *parameters*, and return what it returned; raise what it raised or has ended with.
 
-    *alone* gets the id of the flow run that had begun, or a new one.
+    *api* is the embedded API of this command, None where there is a server. If Prefect fails before the
+    body has ended, *without_prefect* does the work: it gets the id of the flow run that had begun, or a new
+    one. *handed* are objects that the command has built from *parameters*, so that the flow need not build
+    them again: an `Experiment` with these overrides, what `preflight` has `Prepared`, a planned `Study`.
     """
-    _be_brief_about_events()
-    with pipeline.witnessed() as seen:
+    prefect_private.send_events_briefly()
+    with _calling(*handed) as call:
         if api is None or api.answers(PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS.value()):
             try:
-                state = flow(*words, return_state=True)
+                state = flow(*parameters, return_state=True)
             except Exception as error:  # noqa: BLE001  # what the body raises would stand in the state
                 reason = str(error) or type(error).__name__
             else:
                 return _result_of(state)
         else:
-            reason = api.last_words()
-    if seen.ended:
+            reason = api.last_error()
+    if call.ended:
         _log.warning("Prefect could not be told how this ended: %s", reason)
-        return _result_of(seen.outcome)
+        return _result_of(call.outcome)
     _log.warning("Prefect's API is not to be had, so this goes on without it: %s", reason)
     if api is not None:
         api.close()
-    return alone(seen.flow_run_id or str(uuid4()))
+    return without_prefect(call.flow_run_id or str(uuid4()))
 
 
-def _be_brief_about_events() -> None:
-    """Let Prefect try each of its events three times, not eleven times with pauses, and tell of one alone.
-
-    Those that fail stay in line for when the server is back. At the end it has been told of the flow run's
-    before, with patience; where that was in vain 15 events would keep the command for two minutes, and fill
-    the screen.
-    """
-    if emit_events_to_cloud() or not should_emit_events_to_running_server():
-        return
-    EventsWorker.set_client_override(PrefectEventsClient, reconnection_attempts=2)
-    log = logging.getLogger("prefect._internal.concurrency")
-    if not any(isinstance(known, _OneLostEvent) for known in log.filters):
-        log.addFilter(_OneLostEvent())
+@contextmanager
+def _calling(*handed: object) -> Iterator[_Call]:
+    token = _CALL.set(call := _Call(handed))
+    try:
+        yield call
+    finally:
+        _CALL.reset(token)
 
 
-class _OneLostEvent(logging.Filter):
-    """Of the events that Prefect could not send the first, in a line; it shows each in 3,000 characters."""
+def handed_over(kind: type[T]) -> T | None:
+    """Return the object of type *kind* that the caller of this flow has built; None if there is none."""
+    call = _CALL.get()
+    return next((found for found in call.handed if isinstance(found, kind)), None) if call else None
 
-    def __init__(self) -> None:
-        super().__init__()
-        self._seen = False
 
-    def filter(self, record: logging.LogRecord) -> bool:
-        item = record.args[1] if isinstance(record.args, tuple) and record.args[1:] else None
-        if not isinstance(item, Event):
-            return True
-        record.msg, record.args = "Prefect did not take %s; its pages may lack more", (item.event,)
-        first, self._seen = not self._seen, True
-        return first
+def this_flow_run() -> str:
+    """Return the id of the flow run whose body this is, having noted for `call_flow` that it has begun."""
+    flow_run_id = str(runtime.flow_run.id)
+    if (call := _CALL.get()) is not None:
+        call.flow_run_id = flow_run_id
+    return flow_run_id
+
+
+def hand_back(outcome: T) -> T:
+    """Return *outcome*, a flow's last word, having noted it for `call_flow`: Prefect may not take it."""
+    if (call := _CALL.get()) is not None:
+        call.outcome, call.ended = outcome, True
+    return outcome
 
 
 def _result_of(outcome: Any) -> Any:
-    """What a flow returned; raises what it raised or has ended with."""
     if not isinstance(outcome, State):
         return outcome
     if isinstance(outcome.data, RLResearchError):

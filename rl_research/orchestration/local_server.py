@@ -7,8 +7,8 @@ never taken for a process that runs, and nothing else is ever signalled.
 
 from __future__ import annotations
 
-import contextlib
 import logging
+import math
 import os
 import signal
 import subprocess
@@ -16,11 +16,11 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from rl_research.errors import ConfigError
-from rl_research.system import living_processes, try_lock
+from rl_research.system import living_processes, locked, try_lock
 
 _log = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ HOST = "127.0.0.1"  # nobody else on the network is asked for a password, so nob
 _PORT = "4200"
 _STARTING = 180.0  # seconds; the first start of a server makes its database
 COMMITTING = 60.0  # seconds for flow runs to commit: checkpoint.deadline, and what W&B needs to close
-_ENDING = 20.0
+_ENDING = 20.0  # seconds from the signal to SIGKILL
 
 
 class Service:
@@ -43,7 +43,7 @@ class Service:
 
     @property
     def pid(self) -> int | None:
-        """The process, if it lives."""
+        """Number of the process if it lives."""
         try:
             with self.pid_file.open() as file:
                 return None if try_lock(file) else int(file.read())
@@ -51,7 +51,7 @@ class Service:
             return None
 
     def start(self, env: Mapping[str, str]) -> bool:
-        """Start it unless it runs; whether it had to be started."""
+        """Start it unless it runs; return whether it had to be started."""
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with self.pid_file.open("a+") as file, self.log.open("ab") as log, _interruptible():
             if not try_lock(file):
@@ -69,20 +69,20 @@ class Service:
             file.write(str(child.pid))
             return True
 
-    def stop(self, number: signal.Signals = signal.SIGTERM) -> bool:
-        """Send it *number* and wait until it has gone, at last with SIGKILL; whether there was one."""
+    def stop(self, number: signal.Signals = signal.SIGTERM, timeout: float = _ENDING) -> bool:
+        """Send it *number*, and SIGKILL if it lives *timeout* seconds later; return whether it ran."""
         if (pid := self.pid) is None:
             self.pid_file.unlink(missing_ok=True)
             return False
         os.kill(pid, number)
-        if not _until(lambda: self.pid is None, _ENDING):
+        if not _wait_until(lambda: self.pid is None, timeout):
             os.kill(pid, signal.SIGKILL)
-            _until(lambda: self.pid is None, _ENDING)
+            _wait_until(lambda: self.pid is None, timeout)
         self.pid_file.unlink(missing_ok=True)
         return True
 
-    def last_words(self) -> str:
-        """The end of its log."""
+    def log_tail(self) -> str:
+        """Return the end of its log."""
         lines = self.log.read_text(errors="replace").splitlines() if self.log.exists() else []
         return "\n".join(["", *lines[-8:]])
 
@@ -101,7 +101,7 @@ class LocalServer:
 
     @property
     def env(self) -> dict[str, str]:
-        """What its processes, and whoever talks to it, find in their environment."""
+        """Environment of its processes, and of whoever talks to it."""
         home = self.state / "home"
         home.mkdir(parents=True, exist_ok=True)  # Prefect makes its own, but not the folders above it
         return {
@@ -113,68 +113,71 @@ class LocalServer:
         }
 
     def start_server(self) -> None:
-        """Start the server unless it runs, and wait until it answers; `ConfigError` with its last words."""
-        with _alone(self.state):
+        """Start the server unless it runs; `ConfigError` with the end of its log if it does not answer."""
+        with self._alone():
             if self.server.pid is None and answers(self.url):
                 raise ConfigError(
                     f"{self.url}: a Prefect server that was not started here answers there. Use it with "
                     f"PREFECT_API_URL={self.url}, or choose another port with PREFECT_SERVER_API_PORT."
                 )
             self.server.start(self.env)
-            _until(lambda: answers(self.url) or self.server.pid is None, _STARTING)
+            _wait_until(lambda: answers(self.url) or self.server.pid is None, _STARTING)
         if not answers(self.url):
-            raise ConfigError(f"the server does not answer at {self.url}:{self.server.last_words()}")
+            raise ConfigError(f"the server does not answer at {self.url}:{self.server.log_tail()}")
         (self.state / "url").write_text(self.url + "\n")
 
     def start_worker(self) -> None:
         """Start the worker unless it runs."""
-        with _alone(self.state):
+        with self._alone():
             self.worker.start(self.env)
 
     def stop(self) -> None:
-        """Let flow runs commit, then stop the worker and the server; nothing that runs is no mistake.
+        """Let flow runs commit, then stop the worker and the server; it is no mistake if none runs.
 
         A worker that is asked to stop kills its flow runs at once, so it is itself killed first: they live
         on and get a SIGTERM, upon which they commit and wait, scheduled, for the next worker.
         """
-        with _alone(self.state):
+        with self._alone():
             worker = self.worker.pid
-            flow_runs = {pid for pid, parent in living_processes().items() if parent == worker}
+            flow_runs = children_of(worker) if worker else set()
             self.worker.stop(signal.SIGKILL)
             for pid in flow_runs:
-                with contextlib.suppress(ProcessLookupError):
+                with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGTERM)
-            if not _until(lambda: not flow_runs & set(living_processes()), COMMITTING):
+            if not _wait_until(lambda: not flow_runs & set(living_processes()), COMMITTING):
                 _log.warning("a flow run does not end; its last checkpoint stands")
             (self.state / "url").unlink(missing_ok=True)
             self.server.stop()
 
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Let two commands at once take turns."""
+        self.state.mkdir(parents=True, exist_ok=True)
+        with locked(self.state / ".lock", wait=lambda holder: math.inf):
+            yield
+
+
+def children_of(pid: int) -> set[int]:
+    """Return the living child processes of *pid*."""
+    return {child for child, parent in living_processes().items() if parent == pid}
+
 
 def running_url(state: Path = STATE) -> str | None:
-    """Where the server of `LocalServer` in *state* answers; None if there is none."""
+    """Return where the server of `LocalServer` in *state* answers; None if there is none."""
     try:
         url = (state / "url").read_text().strip()
     except OSError:
         return None
-    return url if answers(url, patience=2.0) else None
+    return url if answers(url, timeout=2.0) else None
 
 
-def answers(url: str, patience: float = 5.0) -> bool:
-    """Whether a Prefect API is well at *url*."""
+def answers(url: str, timeout: float = 5.0) -> bool:
+    """Return whether a Prefect API is well at *url*."""
     try:
-        with urllib.request.urlopen(f"{url}/health", timeout=patience) as answer:
+        with urllib.request.urlopen(f"{url}/health", timeout=timeout) as answer:
             return bool(answer.status == 200)
     except (OSError, ValueError):
         return False
-
-
-@contextmanager
-def _alone(state: Path) -> Iterator[None]:
-    """Two commands at once take turns."""
-    state.mkdir(parents=True, exist_ok=True)
-    with (state / ".lock").open("a") as lock:
-        try_lock(lock, wait=True)
-        yield
 
 
 @contextmanager
@@ -191,7 +194,7 @@ def _interruptible() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def _until(ask: Callable[[], bool], seconds: float) -> bool:
+def _wait_until(ask: Callable[[], bool], seconds: float) -> bool:
     deadline = time.monotonic() + seconds
     while not (answer := ask()) and time.monotonic() < deadline:
         time.sleep(0.2)

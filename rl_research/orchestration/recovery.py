@@ -1,13 +1,12 @@
 """A flow run that was stopped or killed: how it ends, and when it is scheduled again.
 
-What is stopped politely says so itself, as `Preempted`. What is killed cannot, so the watchdog says it
-for it, as `Killed`. Both begin their message with the step, by which one sees whether the run gets on.
+A flow run that is asked to stop ends as `Preempted`. One that is killed cannot say so: the watchdog sets its
+state, `Killed`. Both messages begin with the step, which shows whether the run makes progress.
 """
 
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Sequence
 from datetime import datetime, timedelta, timezone
 from itertools import islice
@@ -21,39 +20,45 @@ from prefect.logging.loggers import LoggingAdapter, flow_run_logger
 from prefect.states import AwaitingRetry, Cancelled, Crashed, Failed
 
 from rl_research.errors import Interrupted
-from rl_research.orchestration.pipeline import impatient_client, unfailing
+from rl_research.orchestration import prefect_private
+from rl_research.orchestration.api_client import best_effort, short_client
 
 _log = logging.getLogger(__name__)
 
 PREEMPTED = "Preempted"
 KILLED = "Killed"
 _TRIES = 5  # stops at one and the same step before a flow run is given up
-_AGAIN_AFTER = timedelta(seconds=10)  # doubled with each of them
-
-# What Prefect says of a process that SIGTERM or SIGKILL has ended; 128 more where a shell was between.
-_TERMINATED = re.compile(r"aborted by a termination signal|status code:? (-15|143)\b")
-_SHOT = re.compile(r"status code:? (-9|137)\b")
+_DELAY = 10.0  # seconds, doubled with each of them
 
 
-def stopped(interruption: Interrupted, step: int) -> State[Any]:
-    """The final state of a flow run that was asked to stop and is committed.
+def stopped_state(interruption: Interrupted, step: int) -> State[Any]:
+    """Return the final state of a flow run that was asked to stop and has committed.
 
-    `Cancelled` if that is why, else `Preempted`: of type CRASHED, which is no failure to Prefect.
+    `Cancelled` if the flow run is being cancelled, else `Preempted`: of type CRASHED, which is no failure to
+    Prefect.
     """
     if (flow_run_id := runtime.flow_run.id) is not None:
-        with unfailing("whether the flow run is being cancelled"), impatient_client() as client:
+        failure = "did not answer whether the flow run is being cancelled"
+        with best_effort(failure), short_client() as client:
             if _is_being_cancelled(_history(client, UUID(flow_run_id))):
                 return Cancelled(message=str(interruption), data=interruption)
     return Crashed(name=PREEMPTED, message=f"step {step}: {interruption}", data=interruption)
 
 
-def reschedule_if_preempted(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
-    """Hook for `on_crashed`: schedule the same flow run again if a signal stopped it.
+def killed_state(step: int, cause: str) -> State[Any]:
+    """Return the state of a flow run whose process was killed when *step* was its newest checkpoint."""
+    return Crashed(name=KILLED, message=f"step {step}: {cause}")
+
+
+def reschedule_if_preempted(
+    flow: Flow[..., Any], flow_run: FlowRun, state: State[Any], first_delay: float = _DELAY
+) -> None:
+    """Schedule the same flow run again if a signal stopped it; a hook for `on_crashed`.
 
     Scheduled again: what ended as `Preempted`, and what SIGTERM ended while it started or closed
     (`Crashed`, with Prefect's words for that). Not: direct runs, which nobody would pick up; runs
     that are being cancelled; what a second signal or a bug has ended; what has been stopped five times
-    at the same step. The waiting time doubles from 10 seconds on as long as the step stays.
+    at the same step. The delay is *first_delay* seconds, and doubles as long as the step stays.
 
     What SIGKILL ends, and what a dying worker takes with it, is left to the watchdog: a worker reports such
     a crash once more after this hook, and would undo what it did.
@@ -63,71 +68,67 @@ def reschedule_if_preempted(flow: Flow[..., Any], flow_run: FlowRun, state: Stat
     if flow_run.deployment_id is None or not _was_stopped(state):
         return
     log = flow_run_logger(flow_run, flow)
-    purpose = f"scheduling it again (`prefect flow-run retry {flow_run.id}` will)"
-    with unfailing(purpose, log), impatient_client() as client:
-        go_on(client, flow_run.id, log)
+    failure = f"did not answer scheduling it again (`prefect flow-run retry {flow_run.id}` will)"
+    with best_effort(failure, log), short_client() as client:
+        schedule_again(client, flow_run.id, log, first_delay)
 
 
-def go_on(
-    client: SyncPrefectClient, flow_run_id: UUID, log: logging.Logger | LoggingAdapter = _log
+def schedule_again(
+    client: SyncPrefectClient,
+    flow_run_id: UUID,
+    log: logging.Logger | LoggingAdapter = _log,
+    first_delay: float = _DELAY,
 ) -> State[Any] | None:
-    """Schedule a stopped flow run again, or give it up; None if it is being cancelled.
+    """Schedule a stopped flow run again, or give it up; return its state, None if it is being cancelled.
 
-    Given up, it is `Failed` with the step that it does not get beyond, and with what stopped it there.
+    Given up, it is `Failed`, with the step that it does not get beyond and with what stopped it there.
     """
     history = _history(client, flow_run_id)
     if _is_being_cancelled(history):
         return None
     times = _stops_without_progress(history)
     if times >= _TRIES:
-        said = f"stopped {times} times without getting on; {history[-1].message}"
-        log.error("%s: not scheduled again", said)
-        again = f"When that is mended: prefect flow-run retry {flow_run_id}"
-        state: State[Any] = Failed(message=f"{said} {again}")
+        reason = f"stopped {times} times without getting on; {history[-1].message}"
+        log.error("%s: not scheduled again", reason)
+        remedy = f"When that is mended: prefect flow-run retry {flow_run_id}"
+        state: State[Any] = Failed(message=f"{reason} {remedy}")
     else:
-        after = _AGAIN_AFTER * 2 ** max(0, times - 1)
+        delay = timedelta(seconds=first_delay * 2 ** max(0, times - 1))
         if _has_started(history):
             _grant_another_start(client, flow_run_id)
         state = AwaitingRetry(
-            scheduled_time=datetime.now(timezone.utc) + after,
-            message=f"goes on in {after.total_seconds():.0f} s after {history[-1].name}",
+            scheduled_time=datetime.now(timezone.utc) + delay,
+            message=f"goes on in {delay.total_seconds():.0f} s after {history[-1].name}",
         )
     client.set_flow_run_state(flow_run_id, state, force=True)
     return state
 
 
 def was_killed(state: State[Any]) -> bool:
-    """Whether the flow run's process was ended from outside, and nobody has scheduled it again."""
-    words = state.message or ""
-    return state.is_crashed() and (
-        state.name in (PREEMPTED, KILLED) or bool(_TERMINATED.search(words) or _SHOT.search(words))
-    )
-
-
-def killed(step: int, cause: str) -> State[Any]:
-    """The state of a flow run whose process was killed when *step* was its newest checkpoint."""
-    return Crashed(name=KILLED, message=f"step {step}: {cause}")
+    """Return whether the process was ended from outside, and nobody has scheduled the flow run again."""
+    killed = state.name == KILLED or prefect_private.was_killed(state.message)
+    return _was_stopped(state) or (state.is_crashed() and killed)
 
 
 def _grant_another_start(client: SyncPrefectClient, flow_run_id: UUID) -> None:
-    """Prefect counts starts against the flow's own retries, so grant one more than there were."""
+    """Grant one retry more than there were: Prefect counts starts against the flow's own retries."""
     policy = client.read_flow_run(flow_run_id).empirical_policy
     granted = {"retries": (policy.retries or 0) + 1, "retry_type": "reschedule"}
     client.update_flow_run(flow_run_id, empirical_policy=policy.model_copy(update=granted))
 
 
 def _has_started(history: Sequence[State[Any]]) -> bool:
-    """Whether it ran before it was stopped; one that was killed as it started has used up nothing."""
+    """Return whether it ran before it was stopped; killed as it started, it has used up no retry."""
     latest = (state for state in reversed(history) if state.is_running() or state.is_scheduled())
     return any(state.is_running() for state in islice(latest, 1))
 
 
 def _was_stopped(state: State[Any]) -> bool:
-    return state.is_crashed() and (state.name == PREEMPTED or bool(_TERMINATED.search(state.message or "")))
+    return state.is_crashed() and (state.name == PREEMPTED or prefect_private.was_terminated(state.message))
 
 
 def _is_being_cancelled(history: Sequence[State[Any]]) -> bool:
-    """Whether somebody has asked for it since the flow run was last scheduled."""
+    """Return whether somebody has asked for it since the flow run was last scheduled."""
     asked = False
     for state in history:
         asked = (asked or state.is_cancelling() or state.is_cancelled()) and not state.is_scheduled()
@@ -135,7 +136,7 @@ def _is_being_cancelled(history: Sequence[State[Any]]) -> bool:
 
 
 def _stops_without_progress(history: Sequence[State[Any]]) -> int:
-    """How often in a row, up to now, the flow run was stopped at the step where it is."""
+    """Return how often in a row, up to now, the flow run was stopped at the step where it is."""
     times, step = 0, None
     for state in reversed(_stops(history)):
         named = state.name in (PREEMPTED, KILLED)
@@ -147,7 +148,7 @@ def _stops_without_progress(history: Sequence[State[Any]]) -> int:
 
 
 def _stops(history: Sequence[State[Any]]) -> list[State[Any]]:
-    """The crashes since the flow run was last given up, without those that `Killed` says again."""
+    """Return the crashes since the flow run was last given up, without those that `Killed` repeats."""
     given_up = max((i for i, state in enumerate(history) if state.is_failed()), default=-1)
     recent = history[given_up + 1 :]
     following = [*recent[1:], None]

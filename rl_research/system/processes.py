@@ -70,15 +70,15 @@ def machine_id() -> str | None:
         return None
 
 
-def living_processes() -> dict[int, int]:
-    """Return every living process with its parent."""
-    listed = _from_proc() if Path("/proc/self/stat").exists() else _from_ps()
+def living_processes(proc: Path = Path("/proc")) -> dict[int, int]:
+    """Return every living process with its parent: from Linux's *proc*, or by `ps` where that lacks."""
+    listed = _from_proc(proc) if (proc / "self/stat").exists() else _from_ps()
     return {pid: parent for pid, parent, state in listed if not state.startswith("Z")}
 
 
-def _from_proc() -> Iterator[tuple[int, int, str]]:
+def _from_proc(proc: Path) -> Iterator[tuple[int, int, str]]:
     """Read Linux's own list, which is there in an image without `ps`, too."""
-    for file in Path("/proc").glob("[0-9]*/stat"):
+    for file in proc.glob("[0-9]*/stat"):
         # one that has just ended, or that is hidden as somebody else's
         with suppress(FileNotFoundError, ProcessLookupError, PermissionError):
             state, parent = file.read_text(errors="replace").rpartition(")")[2].split()[:2]
