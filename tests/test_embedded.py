@@ -144,12 +144,12 @@ def test_without_an_api_the_experiment_is_done(tmp_path: Path, words: tuple[str,
 def test_evaluate_does_without_an_api(tmp_path: Path) -> None:
     """A checkpoint is scored as ever, with the same line."""
     words = tiny(tmp_path / "runs", "mine", "wandb=disabled")
-    record = stages.run_all_stages(compose_experiment(words)).record
+    result = stages.run_all_stages(compose_experiment(words)).record.result
     process = _command(tmp_path, "evaluate", "mine", "--json", **_NOWHERE)
     out, err = process.communicate(timeout=400)
     assert process.returncode == 0, err
     assert err.count(_ALONE) == 1
-    assert json.loads(out)["scores"] == record["scores"]
+    assert json.loads(out)["scores"] == result["scores"]
 
 
 def test_a_server_that_dies_beside_training_comes_back(
