@@ -21,7 +21,7 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from rl_research import checkpoints
-from rl_research.checkpoints import Checkpoint
+from rl_research.checkpoints import Checkpoint, Manifest, Scores
 from rl_research.checkpoints.writer import FORMER
 from rl_research.errors import CheckpointDamaged, CheckpointError, CheckpointMissing, StorageError
 from rl_research.storage.store import Store, is_transient
@@ -93,6 +93,36 @@ def test_a_commit_below_a_file_says_so(tmp_path: Path) -> None:
         _commit(tmp_path / "run")
     assert "\n" not in str(caught.value)
     assert str(tmp_path / "run") in str(caught.value)
+
+
+# ---------------------------------------------------------------- manifests and scores
+
+OLD = sorted((Path(__file__).parent / "data/old_main").rglob("manifest.json"))
+
+
+@pytest.mark.parametrize("path", OLD, ids=[path.parent.name for path in OLD])
+def test_a_manifest_of_version_0_1_is_written_back_byte_for_byte(path: Path) -> None:
+    """Other machines compare manifests by their bytes, so reading one and writing it adds nothing."""
+    assert Manifest.model_validate_json(path.read_bytes()).to_json() == path.read_bytes()
+
+
+def test_keys_of_other_versions_are_kept() -> None:
+    """What this version does not know, at any depth, and numbers as they were written, survive."""
+    scores = {"mean": 1, "std": float("nan"), "median": 2.5}
+    file = {"size": 1, "sha256": "0" * 64, "codec": "zstd"}
+    facts = {"global_step": 7, "files": {"a.bin": file}, "scores": scores, "later": {"deep": [1, 2.0]}}
+    text = (json.dumps(facts, indent=2, sort_keys=True) + "\n").encode()
+    assert Manifest.model_validate_json(text).to_json() == text
+
+
+def test_a_manifest_holds_scores_without_their_episodes(tmp_path: Path) -> None:
+    """The summary and what it takes to play again join the manifest; the returns stay in scores.json."""
+    scores = Scores.of([1.0, 3.0], [10, 20], first_seed=5, deterministic=True)
+    assert (scores.mean, scores.std, scores.episodes) == (2.0, 1.0, 2)
+    checkpoints.add_facts(_commit(tmp_path), final_scores=scores)
+    kept = checkpoints.find(tmp_path).manifest.final_scores
+    assert kept is not None
+    assert kept.facts() == {"mean": 2.0, "std": 1.0, "episodes": 2, "first_seed": 5, "deterministic": True}
 
 
 # ---------------------------------------------------------------- killed while committing

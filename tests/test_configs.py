@@ -25,6 +25,7 @@ from rl_research.config import (
     algorithms,
     choices,
     compose_config,
+    compose_experiment,
     groups,
     load_config,
     settings,
@@ -269,6 +270,20 @@ def test_a_run_id_given_later_is_checked_too() -> None:
     assert load_config().with_run_id("a").run_id == "a"
     with pytest.raises(ConfigError, match=r"^run_id=a/b: use 1 to 64 letters"):
         load_config().with_run_id("a/b")
+
+
+def test_an_experiment_keeps_the_words_that_describe_it() -> None:
+    """An experiment is handed on with its overrides, as they were given, and as a run once it has an id."""
+    words = ["env=pendulum", "experiment.seed=3", "algorithm=sac"]
+    experiment = compose_experiment(line for line in words)
+    assert (experiment.overrides, experiment.run_id) == (tuple(words), None)
+    assert experiment.config == load_config(words)
+    run = experiment.with_run_id("mine")
+    assert (run.run_id, run.run_dir, run.name) == ("mine", Path("runs/mine"), "Pendulum-v1__sac")
+    assert run.overrides == experiment.overrides
+    assert compose_experiment([*words, "run_id=mine"]).config == run.config
+    with pytest.raises(ValueError, match="no run yet"):
+        assert experiment.run_dir
 
 
 def test_a_section_can_be_validated_alone() -> None:

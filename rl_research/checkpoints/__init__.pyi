@@ -4,6 +4,7 @@ from .checkpoint import (
     REPLAY as REPLAY,
     STEP as STEP,
     Checkpoint as Checkpoint,
+    folder_name as folder_name,
     list_checkpoints as list_checkpoints,
     local_checkpoints as local_checkpoints,
     open_checkpoint as open_checkpoint,

@@ -79,8 +79,8 @@ def places_of(
     given = os.fspath(reference)
     search = _Search(Path(runs_dir).expanduser(), url, options or {})
     for stores, _ in search.candidates(given):
-        if held := [store for store in stores if any(survey(store))]:
-            return held
+        if places := [store for store in stores if any(survey(store))]:
+            return places
     raise CheckpointMissing(search.nothing_there(given))
 
 

@@ -11,7 +11,9 @@ import inspect
 import math
 import re
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field
 
 from rl_research.config import signatures
 from rl_research.config.frozen import thaw
@@ -38,6 +40,9 @@ _POLICY_ELSEWHERE = {"use_sde": "set algorithm.params.use_sde"}
 _POLICY_GIVEN = ("observation_space", "action_space", "lr_schedule")
 _AUTO = re.compile(r"auto(_(?=.*[1-9])\d*\.?\d+)?")
 _DEVICE = re.compile(r"(auto|cpu|mps|cuda)(?::(\d+))?")
+_Std = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+_Count = Annotated[int, Field(ge=1)]
+_Freq = _Count | tuple[_Count, Literal["step", "episode"]]
 _NOISES = {"normal": "NormalActionNoise", "ornstein_uhlenbeck": "OrnsteinUhlenbeckActionNoise"}
 _CLASSES = {
     "activation_fn": ("ELU", "GELU", "LeakyReLU", "Mish", "ReLU", "SiLU", "Softplus", "Tanh"),
@@ -189,9 +194,7 @@ def _check_noise(where: str, value: Any) -> None:
     if not isinstance(value, dict) or set(value) - {"type", "std"} or "type" not in value:
         raise ConfigError(f"{shown(where, value)}: should be a mapping of type and std; {example}.")
     signatures.check_choice(f"{where}.type", value["type"], list(_NOISES), "noise")
-    std = value.get("std", 0.1)
-    number = isinstance(std, int | float) and not isinstance(std, bool) and math.isfinite(std)
-    if not number or std < 0:
+    if not signatures.fits(std := value.get("std", 0.1), _Std):
         raise ConfigError(
             f"{shown(f'{where}.std', std)}: should be a number that is not negative; {example}."
         )
@@ -218,9 +221,7 @@ def _check_device(where: str, value: Any) -> None:
 
 
 def _check_freq(where: str, value: Any) -> None:
-    pair = value if isinstance(value, list | tuple) else (value, "step")
-    number = len(pair) == 2 and isinstance(pair[0], int) and not isinstance(pair[0], bool)
-    if not number or pair[0] < 1 or pair[1] not in ("step", "episode"):
+    if not signatures.fits(value, _Freq):
         raise ConfigError(
             f"{shown(where, value)}: should be a whole number of steps from 1 on, "
             "or such a number with its unit, [1,step] or [1,episode]."

@@ -78,18 +78,24 @@ def check_choice(where: str, value: Any, known: Sequence[str], what: str) -> Non
         )
 
 
+def fits(value: Any, annotation: Any) -> bool:
+    """Return whether *value* is of the type *annotation*; of numbers, only an int is taken for a float."""
+    strict = TypeAdapter[Any](annotation, config=ConfigDict(strict=True))
+    try:
+        strict.validate_json(json.dumps(value))  # not as Python: strict JSON has a list for a tuple
+    except ValidationError:
+        return False
+    return True
+
+
 def check_value(where: str, key: str, value: Any, annotation: Any, hint: str = "") -> None:
     """Raise `ConfigError` if *value* fits no type of *annotation*, or is out of *key*'s range."""
     kinds = _plain_kinds(annotation)
     if not kinds:
         raise ConfigError(f"{shown(where, value)}: it takes an object, which no configuration can name.")
-    union: Any = typing.Union[tuple(kinds)]  # noqa: UP007  # of a list
-    strict = TypeAdapter[Any](union, config=ConfigDict(strict=True))
-    try:
-        strict.validate_json(json.dumps(value))  # of JSON, also the strict take a list for a tuple
-    except ValidationError:
+    if not fits(value, typing.Union[tuple(kinds)]):  # noqa: UP007  # of a list
         expected = " or ".join(sorted({_kind_name(kind) for kind in kinds}))
-        raise ConfigError(f"{shown(where, value)}: should be {expected}{hint}.") from None
+        raise ConfigError(f"{shown(where, value)}: should be {expected}{hint}.")
     try:
         json.dumps(value, allow_nan=False)
     except ValueError:
