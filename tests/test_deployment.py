@@ -62,7 +62,9 @@ def test_what_is_scheduled_is_what_is_documented() -> None:
 def test_a_flow_is_called_as_its_file(raw: dict[str, Any]) -> None:
     """`train/nightly` is the flow called train in flows/train.py."""
     for entry in raw["deployments"]:
-        assert deployment_file.flow_of(entry).name == Path(entry["entrypoint"].split(":")[0]).stem
+        assert (
+            deployment_file.flow_of(entry["entrypoint"]).name == Path(entry["entrypoint"].split(":")[0]).stem
+        )
 
 
 def test_training_holds_no_lease_at_the_api(raw: dict[str, Any]) -> None:

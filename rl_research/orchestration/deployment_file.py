@@ -10,36 +10,159 @@ import inspect
 import os
 import re
 from collections.abc import Collection, Iterator, Mapping
+from datetime import datetime, timedelta
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import yaml
 from prefect import Flow
-from prefect.client.schemas.objects import ConcurrencyLimitStrategy
+from prefect.client.schemas.objects import ConcurrencyLimitConfig
 from prefect.client.schemas.schedules import construct_schedule
 from prefect.events.schemas.deployment_triggers import DeploymentTriggerTypes
 from prefect.flows import load_flow_from_entrypoint
-from pydantic import TypeAdapter, ValidationError
+from pydantic import (
+    BaseModel,
+    Field,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    field_validator,
+    model_validator,
+)
 
 from rl_research.config import did_you_mean, load_config
 from rl_research.errors import ConfigError, RLResearchError
-from rl_research.orchestration import prefect_private
 
 FILE = Path("deployment.yaml")
 _VARIABLE = re.compile(r"\{\{\s*\$(\w+)\s*\}\}")
 
 
-def read(path: Path = FILE) -> dict[str, Any]:
-    """Return the deployments file as plain values; `ConfigError` with a line for each mistake in it."""
+def _check_keys(values: Any, known: Collection[str]) -> None:
+    for key in values if isinstance(values, Mapping) else ():
+        if key not in known:
+            raise ValueError(f"'{key}' is not a key here.{did_you_mean(str(key), known)}")
+
+
+class _Part(BaseModel):
+    """Part of the file; a key that it does not know is a mistake."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _knows_every_key(cls, values: Any) -> Any:
+        _check_keys(values, {field.alias or name for name, field in cls.model_fields.items()})
+        return values
+
+
+class WorkPool(_Part):
+    """Where a deployment's flow runs wait for a worker."""
+
+    name: str
+    work_queue_name: str | None = None
+    job_variables: dict[str, Any] = {}
+
+
+class Limit(_Part, ConcurrencyLimitConfig):
+    """How many flow runs of a deployment there may be at a time."""
+
+
+class ScheduleEntry(_Part):
+    """A schedule, with a slug by which another deploy knows it."""
+
+    slug: str
+    cron: str | None = None
+    interval: timedelta | None = None
+    rrule: str | None = None
+    timezone: str | None = None
+    anchor_date: datetime | None = None
+    day_or: bool = True
+    active: bool = True
+    parameters: dict[str, Any] = {}
+
+    @model_validator(mode="after")
+    def _can_be_meant(self) -> ScheduleEntry:
+        given = self.model_dump(mode="json", exclude_unset=True)
+        if len({"cron", "interval", "rrule"} & given.keys()) != 1:
+            raise ValueError(f"{given}: give exactly one of cron, interval and rrule.")
+        if self.interval is not None and self.anchor_date is None:
+            raise ValueError(f"{given}: an interval without anchor_date begins anew at every deploy.")
+        try:
+            construct_schedule(self.interval, self.anchor_date, self.cron, self.rrule, self.timezone)
+        except ValueError as error:
+            raise ValueError(f"{given}: {error}") from None
+        return self
+
+
+def _strict_trigger(given: Any, validate: ValidatorFunctionWrapHandler) -> Any:
+    trigger = validate(given)
+    _check_keys(given, type(trigger).model_fields)
+    if trigger.type == "event" and not trigger.expect:
+        raise ValueError("a trigger without 'expect' would fire at every event.")
+    return trigger
+
+
+class Deployment(_Part):
+    """A flow with its parameters, when it runs and where."""
+
+    name: str
+    entrypoint: str
+    work_pool: WorkPool
+    version: str | None = None
+    description: str | None = None
+    tags: list[str] | None = None
+    parameters: dict[str, Any] = {}
+    enforce_parameter_schema: bool | None = None
+    schedules: list[ScheduleEntry] = []
+    paused: bool | None = None
+    concurrency_limit: Limit | None = None
+    triggers: list[Annotated[DeploymentTriggerTypes, WrapValidator(_strict_trigger)]] = []
+    build: Any = None
+    push: Any = None
+    pull: Any = None
+    sla: Any = None
+
+    @field_validator("concurrency_limit", mode="before")
+    @classmethod
+    def _may_be_a_number(cls, value: Any) -> Any:
+        return {"limit": value} if isinstance(value, int) else value
+
+    @field_validator("sla")
+    @classmethod
+    def _is_for_the_cloud(cls, value: Any) -> Any:
+        if value:
+            raise ValueError("'sla' is a feature of Prefect Cloud alone.")
+        return value
+
+
+class Definitions(BaseModel):
+    """What `deploy` makes before it deploys; other keys are YAML's anchors."""
+
+    work_pool: dict[str, str]  # ``name`` and ``type``
+    queues: dict[str, int | None]  # flow runs at a time, by queue; None: no limit
+
+
+class DeploymentsFile(_Part):
+    """The whole file."""
+
+    definitions: Definitions
+    deployments: list[Deployment]
+    name: str | None = None
+    prefect_version: str | None = Field(None, alias="prefect-version")
+    build: Any = None
+    push: Any = None
+    pull: Any = None
+
+
+def read(path: Path = FILE) -> DeploymentsFile:
+    """Return the file at *path*; `ConfigError` with a line for each mistake in it."""
     raw = parsed(path)
     if found := list(problems(raw, path.parent)):
         raise ConfigError("\n".join(f"{path}: {problem}" for problem in found))
-    return raw
+    return DeploymentsFile.model_validate(raw)
 
 
 def parsed(path: Path) -> dict[str, Any]:
-    """Return the file as plain values, unchecked; `ConfigError` if it is no mapping."""
+    """Return the file as plain values, unchecked; `ConfigError` if it has no list of deployments."""
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -55,25 +178,30 @@ def parsed(path: Path) -> dict[str, Any]:
 
 def problems(raw: Mapping[str, Any], folder: Path = Path()) -> Iterator[str]:
     """Yield the mistakes in *raw*, whose entrypoints lie below *folder*, a line each."""
-    yield from _unknown(raw, {*prefect_private.deployment_keys()["file"], "definitions"}, "the file")
-    yield from _unset_variables(raw)
-    seen: set[tuple[str, object]] = set()
-    for entry in raw["deployments"]:
-        if not isinstance(entry, dict):
-            yield f"{entry!r} is no deployment: it should be a mapping."
-            continue
-        where = str(entry.get("name"))
-        for problem in dict.fromkeys(_problems_of(entry, raw, folder)):
-            yield f"{where}: {problem}"
-        name = (str(entry.get("entrypoint")), entry.get("name"))
-        if name in seen:
-            yield f"{where}: there are two of that name for {name[0]}."
-        seen.add(name)
+    for name in sorted({name for name in _VARIABLE.findall(str(raw)) if name not in os.environ}):
+        yield f"{{{{ ${name} }}}}: the environment has no {name}."  # Prefect would store the braces
+    try:
+        file = DeploymentsFile.model_validate({**raw, "deployments": []})
+    except ValidationError as error:
+        yield from _lines(error)
+        return
+    seen = set()
+    for given in raw["deployments"]:
+        where = given.get("name") if isinstance(given, Mapping) else given
+        try:
+            entry = Deployment.model_validate(given)
+            found = _problems_of(entry, file.definitions, folder)
+        except ValidationError as error:
+            found = _lines(error)
+        else:
+            if (entry.entrypoint, entry.name) in seen:
+                yield f"{where}: there are two of that name for {entry.entrypoint}."
+            seen.add((entry.entrypoint, entry.name))
+        yield from (f"{where}: {problem}" for problem in dict.fromkeys(found))
 
 
-def flow_of(entry: Mapping[str, Any], folder: Path = Path()) -> Flow[..., Any]:
-    """Return the flow that *entry* of the file deploys: that of a file below *folder*, or of a module."""
-    entrypoint = entry["entrypoint"]
+def flow_of(entrypoint: str, folder: Path = Path()) -> Flow[..., Any]:
+    """Return the flow at *entrypoint*: in a file below *folder*, or in a module."""
     return _flow_at(entrypoint if is_module_path(entrypoint) else str(folder.absolute() / entrypoint))
 
 
@@ -88,129 +216,53 @@ def _flow_at(entrypoint: str) -> Flow[..., Any]:
     return flow
 
 
-def _problems_of(entry: dict[str, Any], raw: Mapping[str, Any], folder: Path) -> Iterator[str]:
-    yield from _unknown(entry, prefect_private.deployment_keys()["deployment"], "a deployment")
-    if not entry.get("name"):
-        yield "has no name."
-    if entry.get("sla"):
-        yield "'sla' is a feature of Prefect Cloud alone."
-    yield from _work_pool(entry.get("work_pool"), raw)
-    yield from _limit(entry.get("concurrency_limit"))
+def _problems_of(entry: Deployment, declared: Definitions, folder: Path) -> Iterator[str]:
+    queue = str(entry.work_pool.work_queue_name)
+    if queue not in declared.queues:
+        hint = did_you_mean(queue, declared.queues)
+        yield f"work_queue_name: {queue!r} is not in definitions.queues.{hint}"
+    if entry.work_pool.name != declared.work_pool.get("name"):
+        yield f"work_pool: {entry.work_pool.name!r} is not the pool of definitions.work_pool."
     try:
-        flow = flow_of(entry, folder)
+        flow = flow_of(entry.entrypoint, folder)
     except Exception as error:  # noqa: BLE001  # whatever importing it raises is the answer
-        yield f"entrypoint {entry.get('entrypoint')!r}: {type(error).__name__}: {error}"
+        yield f"entrypoint {entry.entrypoint!r}: {type(error).__name__}: {error}"
         return
-    given = entry.get("parameters") or {}
-    yield from _parameters(given, flow, complete=False)
-    for schedule in entry.get("schedules") or ():
-        yield from _schedule(schedule, given, flow)
-    for trigger in entry.get("triggers") or ():
-        yield from _trigger(trigger, given, flow)
-
-
-def _work_pool(pool: Any, raw: Mapping[str, Any]) -> Iterator[str]:
-    if not isinstance(pool, dict):
-        yield "has no work_pool, so nobody would run it."
-        return
-    yield from _unknown(pool, prefect_private.deployment_keys()["work_pool"], "a work_pool")
-    declared = raw.get("definitions") or {}
-    known = {str(name) for name in (declared.get("queues") or {})}
-    if str(queue := pool.get("work_queue_name")) not in known:
-        yield f"work_queue_name: {queue!r} is not in definitions.queues.{did_you_mean(str(queue), known)}"
-    if pool.get("name") != (declared.get("work_pool") or {}).get("name"):
-        yield f"work_pool: {pool.get('name')!r} is not the pool of definitions.work_pool."
-
-
-def _limit(limit: Any) -> Iterator[str]:
-    if limit is None or isinstance(limit, int):
-        return
-    yield from _unknown(limit, prefect_private.deployment_keys()["concurrency_limit"], "a concurrency_limit")
-    strategies = [strategy.value for strategy in ConcurrencyLimitStrategy]
-    if (strategy := limit.get("collision_strategy", "ENQUEUE")) not in strategies:
-        yield f"collision_strategy: {strategy!r} is none of {', '.join(strategies)}."
-
-
-def _schedule(schedule: Any, given: Mapping[str, Any], flow: Flow[..., Any]) -> Iterator[str]:
-    try:
-        known = prefect_private.parsed_schedule(schedule)
-        construct_schedule(
-            interval=known.interval,
-            anchor_date=schedule.get("anchor_date"),
-            cron=known.cron,
-            rrule=known.rrule,
-            timezone=known.timezone,
-        )
-    except (ValidationError, ValueError, TypeError) as error:
-        yield f"schedule {schedule}: {_line(error)}"
-        return
-    if not known.slug:
-        yield f"schedule {schedule}: has no slug, by which another deploy would know it."
-    if known.interval is not None and not known.anchor_date:
-        yield f"schedule {known.slug}: an interval without anchor_date begins anew at every deploy."
-    yield from _parameters({**given, **known.parameters}, flow, complete=True)
-
-
-def _trigger(trigger: Any, given: Mapping[str, Any], flow: Flow[..., Any]) -> Iterator[str]:
-    adapter: TypeAdapter[Any] = TypeAdapter(DeploymentTriggerTypes)
-    try:
-        known = adapter.validate_python(trigger)
-    except ValidationError as error:
-        yield f"trigger {trigger}: {_line(error)}"
-        return
-    yield from _unknown(trigger, prefect_private.field_names(type(known)), "a trigger")
-    if trigger.get("type", "event") == "event" and not trigger.get("expect"):
-        yield "a trigger without 'expect' would fire at every event."
-    yield from _parameters({**given, **(trigger.get("parameters") or {})}, flow, complete=True)
+    yield from _parameters(entry.parameters, flow, complete=False)
+    for start in [*entry.schedules, *entry.triggers]:
+        yield from _parameters({**entry.parameters, **(start.parameters or {})}, flow, complete=True)
 
 
 def _parameters(given: Mapping[str, Any], flow: Flow[..., Any], complete: bool) -> Iterator[str]:
     """Yield mistakes in what *flow* is given; *complete* if nobody adds to it when it starts."""
     accepted = inspect.signature(flow.fn).parameters
-    unknown = list(_unknown(given, accepted, f"a parameter of {flow.name}"))
-    yield from unknown
     required = {name for name, parameter in accepted.items() if parameter.default is parameter.empty}
-    if unknown or ((missing := required - set(given)) and not complete):
-        return
-    if missing:
-        yield f"starts by itself without {', '.join(sorted(missing))}."
-        return
+    missing = ", ".join(sorted(required - set(given)))
     try:
-        flow.validate_parameters(dict(given))
+        _check_keys(given, accepted)
+        if not missing:
+            flow.validate_parameters(dict(given))
+            for more in given.get("grid") or [[]] if "overrides" in given else ():
+                load_config([*given["overrides"], *more])
+        elif complete:
+            yield f"starts by itself without {missing}."
+    except RLResearchError as error:
+        yield f"overrides: {error}"
     except Exception as error:  # noqa: BLE001  # Prefect's own error types vary; the text is the answer
-        yield f"parameters: {_line(error)}"
-    else:
-        yield from _overrides(given)
+        yield f"parameters: {' '.join(str(error).split())}"
 
 
-def _overrides(given: Mapping[str, Any]) -> Iterator[str]:
-    if "overrides" not in given:
-        return
-    for more in given.get("grid") or [[]]:
-        try:
-            load_config([*given["overrides"], *more])
-        except RLResearchError as error:
-            yield f"overrides: {error}"
-
-
-def _unknown(values: Any, known: Collection[str], what: str) -> Iterator[str]:
-    if not isinstance(values, Mapping):
-        yield f"{values!r}: {what} should be a mapping."
-        return
-    for key in values:
-        if key not in known:
-            yield f"{key!r} is not a key of {what}.{did_you_mean(str(key), known)}"
-
-
-def _unset_variables(raw: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the variables that the environment lacks; Prefect would store the braces themselves."""
-    for name in sorted({name for name in _VARIABLE.findall(str(raw)) if name not in os.environ}):
-        yield f"{{{{ ${name} }}}}: the environment has no {name}."
-
-
-def _line(error: Exception) -> str:
-    if isinstance(error, ValidationError):
-        return "; ".join(
-            f"{'.'.join(map(str, found['loc'])) or 'it'}: {found['msg']}" for found in error.errors()
-        )
-    return " ".join(str(error).split())
+def _lines(error: ValidationError) -> Iterator[str]:
+    """Yield what is wrong, a line for each part of the file."""
+    by_part: dict[str, list[str]] = {}
+    for found in error.errors():
+        where, given = ".".join(map(str, found["loc"])), repr(found["input"])
+        if found["type"] == "missing":
+            line = f"has no {where}."
+        elif found["type"] == "model_type":
+            line = f"{given} is no {where or 'deployment'}: it should be a mapping."
+        else:
+            own = found["type"] == "value_error"
+            line = f"{where}: {found['ctx']['error'] if own else f'{given}: ' + found['msg']}".lstrip(": ")
+        by_part.setdefault(".".join(map(str, found["loc"][:2])), []).append(" ".join(line.split()))
+    yield from ("; ".join(lines) for lines in by_part.values())

@@ -20,12 +20,12 @@ def deploy(path: Path = FILE) -> None:
     What was deployed before is brought up to date. Raises `ConfigError` for a mistake in the file, before
     anything is deployed, and with Prefect's own words if it refuses.
     """
-    declared = read(path)["definitions"]
-    pool = declared["work_pool"]
+    declared = read(path).definitions
+    pool = declared.work_pool
     with get_client(sync_client=True) as client:
         if pool["name"] not in {known.name for known in client.read_work_pools()}:
             _prefect("work-pool", "create", pool["name"], "--type", pool["type"])
-        for queue, limit in declared["queues"].items():
+        for queue, limit in declared.queues.items():
             _set_limit(client, pool["name"], queue, limit)
     _prefect("deploy", "--all", "--prefect-file", path.name, folder=path.parent)
 

@@ -10,9 +10,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from prefect.cli.deploy._models import RawScheduleConfig
     from prefect.runner import Runner
-    from pydantic import BaseModel
 
 # What Prefect writes into the message of a `Crashed` state, which holds neither signal nor exit code: here
 # SIGTERM and SIGKILL, with 128 more where a shell was between. Without that a flow run that was killed as it
@@ -32,35 +30,6 @@ def was_terminated(message: str | None) -> bool:
 def was_killed(message: str | None) -> bool:
     """Return whether *message* of a state says that SIGKILL has ended the process."""
     return bool(_KILLED.search(message or ""))
-
-
-def deployment_keys() -> dict[str, set[str]]:
-    """Return the keys that `prefect deploy` reads, by section: it passes over all others without a word.
-
-    The sections are ``file``, ``deployment``, ``work_pool`` and ``concurrency_limit``. Without
-    `prefect.cli.deploy._models` a misspelt key would go unnoticed.
-    """
-    from prefect.cli.deploy import _models
-
-    return {
-        "file": field_names(_models.PrefectYamlModel),
-        "deployment": field_names(_models.DeploymentConfig),
-        "work_pool": field_names(_models.WorkPoolConfig),
-        "concurrency_limit": field_names(_models.ConcurrencyLimitSpec),
-    }
-
-
-def field_names(model: type[BaseModel]) -> set[str]:
-    """Return the names and the aliases of *model*'s fields."""
-    fields = model.model_fields
-    return {*fields, *(field.alias for field in fields.values() if field.alias)}
-
-
-def parsed_schedule(schedule: Any) -> RawScheduleConfig:
-    """Return an entry of ``schedules`` as `prefect deploy` reads it; `ValidationError` for a mistake."""
-    from prefect.cli.deploy import _models
-
-    return _models.RawScheduleConfig.model_validate(schedule)
 
 
 def api_application() -> Any:

@@ -11,7 +11,7 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -20,7 +20,6 @@ from typing import Any, NoReturn
 
 from prefect import get_client
 from prefect.client.orchestration import SyncPrefectClient
-from prefect.client.schemas.objects import ConcurrencyLimitConfig
 from prefect.deployments.runner import RunnerDeployment
 from prefect.exceptions import ObjectNotFound
 from prefect.runner import Runner
@@ -28,7 +27,7 @@ from prefect.schedules import Schedule
 from prefect.types.entrypoint import EntrypointType
 
 from rl_research.orchestration import prefect_private
-from rl_research.orchestration.deployment_file import FILE, flow_of, is_module_path, read
+from rl_research.orchestration.deployment_file import FILE, Deployment, flow_of, is_module_path, read
 from rl_research.orchestration.local_server import COMMITTING, children_of
 
 _log = logging.getLogger(__name__)
@@ -44,22 +43,18 @@ def serve(path: Path = FILE, limit: int = 2) -> None:
     waits, scheduled, for the next `serve` or worker. A second signal ends all at once. A deployment of the
     same name that was meant for workers is replaced. Raises `ConfigError` for a mistake in the file.
     """
-    raw = read(path)
-    os.environ.update(_environment(raw))
+    deployments = read(path).deployments
+    for entry in deployments:  # as a worker would for each flow run
+        os.environ.update(
+            {n: str(value) for n, value in entry.work_pool.job_variables.get("env", {}).items()}
+        )
     runner = prefect_private.committing_runner(limit)
     with get_client(sync_client=True) as client:
-        for entry in raw["deployments"]:
-            _make_place(client, f"{flow_of(entry, path.parent).name}/{entry['name']}")
-    for entry in raw["deployments"]:
-        runner.add_deployment(_deployment(entry, path.parent))
+        for entry in deployments:
+            _make_place(client, f"{flow_of(entry.entrypoint, path.parent).name}/{entry.name}")
+    for entry in deployments:
+        runner.add_deployment(_served(entry, path.parent))
     run_until_stopped(runner)
-
-
-def _environment(raw: Mapping[str, Any]) -> dict[str, str]:
-    """Return what a worker would put into the environment of the flow runs."""
-    pools = [entry["work_pool"] for entry in raw["deployments"]]
-    variables = [pool.get("job_variables", {}).get("env", {}) for pool in pools]
-    return {name: str(value) for found in variables for name, value in found.items()}
 
 
 def _make_place(client: SyncPrefectClient, name: str) -> None:
@@ -70,16 +65,16 @@ def _make_place(client: SyncPrefectClient, name: str) -> None:
             client.delete_deployment(known.id)
 
 
-def _deployment(entry: Mapping[str, Any], folder: Path) -> RunnerDeployment:
-    limit, by_module = entry.get("concurrency_limit"), is_module_path(entry["entrypoint"])
-    made = flow_of(entry, folder).to_deployment(
-        name=entry["name"],
-        description=entry.get("description"),
-        tags=entry.get("tags"),
-        parameters=entry.get("parameters"),
-        schedules=[Schedule(**schedule) for schedule in entry.get("schedules") or ()],
-        triggers=entry.get("triggers"),
-        concurrency_limit=ConcurrencyLimitConfig(**limit) if isinstance(limit, dict) else limit,
+def _served(entry: Deployment, folder: Path) -> RunnerDeployment:
+    by_module = is_module_path(entry.entrypoint)
+    made = flow_of(entry.entrypoint, folder).to_deployment(
+        name=entry.name,
+        description=entry.description,
+        tags=entry.tags,
+        parameters=entry.parameters,
+        schedules=[Schedule(**one.model_dump(exclude_unset=True)) for one in entry.schedules],
+        triggers=[*entry.triggers],
+        concurrency_limit=entry.concurrency_limit,
         entrypoint_type=EntrypointType.MODULE_PATH if by_module else EntrypointType.FILE_PATH,
     )
     assert isinstance(made, RunnerDeployment)  # a coroutine only where an event loop runs
