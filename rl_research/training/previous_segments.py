@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from pathlib import Path
 from typing import Any
 
 from rl_research.checkpoints import Checkpoint
@@ -50,16 +49,12 @@ def forget_relived(run: Run, rows_from: int, media_after: int) -> None:
         whole = [parsed(payload) for payload in records(log)]
         kept = [record for record in whole if not _is_relived(record, rows_from, media_after)]
         if len(kept) < len(whole):
-            _rewrite(log, kept)
+            with replacing(log) as temporary, temporary.open("wb") as file:
+                writer = Writer(file)
+                for record in kept:
+                    writer.write(record.SerializeToString())
 
 
 def _is_relived(record: Any, rows_from: int, media_after: int) -> bool:
     step, numbers, media = row_of(record)
     return bool((numbers and step >= rows_from) or (media and step > media_after))
-
-
-def _rewrite(log: Path, kept: list[Any]) -> None:
-    with replacing(log) as temporary, temporary.open("wb") as file:
-        writer = Writer(file)
-        for record in kept:
-            writer.write(record.SerializeToString())
