@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 import offline_runs
 from wandb_server import WandbServer
 
-from rl_research.sync import Policy, places
+from rl_research.sync import Policy, tries
 
 
 def main() -> None:
@@ -83,8 +83,8 @@ def _nothing_to_do(ours: Path, folder: Path, number: int) -> float:
         (home / "run.json").write_text("{}")
         (home / "wandb" / f"sync-{run_id}.json").write_text(text.replace("run000", run_id))
     before = time.process_time()  # what others do on the machine is left out
-    with places.opened([str(folder)]) as runs:
-        outcomes = places.deliver(runs, Policy(patient=True))
+    with tries.opened([str(folder)]) as runs:
+        outcomes = tries.deliver(runs, Policy(patient=True))
     seconds = time.process_time() - before
     assert [outcome.state for outcome in outcomes] == ["unchanged"] * number
     return seconds

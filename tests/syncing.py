@@ -13,7 +13,7 @@ from helpers import environment
 from offline_runs import QUICK
 from wandb_server import WandbServer
 
-from rl_research.sync import Outcome, Policy, places
+from rl_research.sync import Outcome, Policy, tries
 
 
 @pytest.fixture
@@ -26,12 +26,12 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[WandbServer]:
 
 
 def sync(
-    *where: Path | str, options: Mapping[str, Any] | None = None, include_online: bool = False, **policy: bool
+    *where: Path | str, options: Mapping[str, Any] | None = None, include_online: bool = False, **policy: Any
 ) -> dict[str, Outcome]:
     """Sync what is in *where*, folders and URLs, once: what came of each run."""
     words = [str(place) for place in where]
-    with places.opened(words, options, include_online=include_online) as runs:
-        outcomes = places.deliver(runs, Policy(**policy))
+    with tries.open_runs(words, options, include_online=include_online) as runs:
+        outcomes = tries.deliver(runs, Policy(**policy))
     return {outcome.run_id: outcome for outcome in outcomes}
 
 

@@ -15,9 +15,9 @@ from wandb_backend import ServedRun
 from wandb_server import WandbServer
 
 from rl_research.sync import is_verified, sending
+from rl_research.sync.evidence import read_evidence
 from rl_research.sync.logs import scan
-from rl_research.sync.sealing import LeftOut, write_copy
-from rl_research.sync.verdict import read_evidence
+from rl_research.sync.sent_copy import Skipped, write_copy
 
 
 @pytest.fixture(scope="module")
@@ -35,9 +35,9 @@ def test_the_log_of_this_wandb_says_what_is_read_from_it(
     """Requests and acknowledgements with rows, offset, files and end; errors with their status."""
     assert metadata.version("wandb").startswith("0.31."), "read the log of the new version first"
     facts = scan(log_of(library, "rich"), library / "rich")
-    good = write_copy(facts, tmp_path / "offline-run-1", LeftOut(rows=2))
+    good = write_copy(facts, tmp_path / "offline-run-1", Skipped(rows=2))
     other = scan(log_of(library, "bare"), library / "bare")
-    bad = write_copy(other, tmp_path / "offline-run-2", LeftOut())
+    bad = write_copy(other, tmp_path / "offline-run-2", Skipped())
     server.fail("file_stream", status=404, run="bare")
     sent = sending.send([good, bad], tmp_path / "attempt", seconds=60)
     found = read_evidence(sent.folder)

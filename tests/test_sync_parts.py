@@ -20,10 +20,9 @@ from helpers import environment
 from offline_runs import log_of
 from wandb.proto import wandb_internal_pb2
 
-from rl_research.sync import finding, ledger, scratch
+from rl_research.sync import ledger, local_runs, temporary
 from rl_research.sync.logs import scan, timestamps
-from rl_research.sync.position import Unclear, rows_delivered, shares
-from rl_research.sync.sealing import LeftOut, write_copy
+from rl_research.sync.sent_copy import Skipped, Unclear, rows_delivered, skipped_parts, write_copy
 from rl_research.sync.server import RunThere
 from rl_research.system import Locked
 from rl_research.tracking.wandb_log import Writer, records
@@ -56,14 +55,14 @@ def test_runs_are_found_wherever_they_lie(tmp_path: Path) -> None:
     _segment(tmp_path / "logs/wandb", "offline-run-20260101_000001-my-off", "my-off")
     _segment(runs / "a/checkpoints/step-1/wandb", "offline-run-20260101_000000-no", "no")
     (runs / "a/run.json").write_text("{}")
-    found = {run.run_id: run for run in finding.find([runs, tmp_path / "logs", runs / "a"])}
+    found = {run.run_id: run for run in local_runs.find([runs, tmp_path / "logs", runs / "a"])}
     assert sorted(found) == ["a", "b", "d", "my-off"]
     assert list(found["a"].logs) == [
         "offline-run-20260101_000000-a", "offline-run-20260102_000000-a-2",
     ]  # fmt: skip
     assert list(found["b"].logs) == ["run-20251231_000000-b", "offline-run-20260101_000000-b-off"]
-    assert sorted(r.run_id for r in finding.find([runs], include_online=True)) == ["a", "b", "c"]
-    (one,) = finding.find([tmp_path / "logs/wandb/offline-run-20260101_000000-d"])
+    assert sorted(r.run_id for r in local_runs.find([runs], include_online=True)) == ["a", "b", "c"]
+    (one,) = local_runs.find([tmp_path / "logs/wandb/offline-run-20260101_000000-d"])
     assert one.run_id == "d"
 
 
@@ -116,7 +115,7 @@ def test_a_copy_is_whole_and_leaves_out_what_is_there(library: Path, tmp_path: P
     facts = scan(log, tmp_path)
     assert 0 < facts.rows < 800
     assert not facts.exited
-    copy = write_copy(facts, tmp_path / "offline-run-1", LeftOut(rows=100))
+    copy = write_copy(facts, tmp_path / "offline-run-1", Skipped(rows=100))
     kinds = [wandb_internal_pb2.Record.FromString(p).WhichOneof("record_type") for p in records(copy)]
     assert kinds.count("history") == facts.rows - 100
     assert kinds[-1] == "exit"
@@ -132,7 +131,7 @@ def test_rows_are_known_again_by_the_last_of_them(library: Path) -> None:
     assert len(times) == 9
     for count in range(1, 10):
         assert rows_delivered(logs, RunThere(rows=count, last_row_at=times[count - 1])) == count
-    assert [part.rows for part in shares(logs, RunThere(rows=7, last_row_at=times[6]))] == [5, 2]
+    assert [part.rows for part in skipped_parts(logs, RunThere(rows=7, last_row_at=times[6]))] == [5, 2]
     assert rows_delivered(logs, RunThere()) == 0
     assert rows_delivered(logs, RunThere(rows=50, last_row_at=times[0] - 5)) == 0, "of others, before"
     assert rows_delivered(logs, RunThere(rows=13, last_row_at=times[3])) == 4, "others before ours"
@@ -171,8 +170,8 @@ def test_an_online_run_that_owes_rows_is_found(
     (segment / "run-on.wandb").write_bytes(b":W&B")
     record = {"run_id": "on", "wandb": {"mode": "online", "finished": finished}}
     (tmp_path / "runs" / "on" / "run.json").write_text(json.dumps(record))
-    assert [run.run_id for run in finding.find([tmp_path / "runs"])] == found
-    assert [run.run_id for run in finding.find([tmp_path / "runs"], include_online=True)] == ["on"]
+    assert [run.run_id for run in local_runs.find([tmp_path / "runs"])] == found
+    assert [run.run_id for run in local_runs.find([tmp_path / "runs"], include_online=True)] == ["on"]
 
 
 LOOK = """
@@ -221,13 +220,13 @@ def test_a_folder_that_a_sweep_takes_before_it_is_locked_is_made_again(
     def late(file: IO[str], how: int) -> None:
         if not swept:
             swept.extend(tmp_path.iterdir())
-            scratch._sweep()
+            temporary._sweep()
         flock(file, how)
 
     monkeypatch.setattr(fcntl, "flock", late)
-    with scratch.scratch() as folder:
+    with temporary.temporary_folder() as folder:
         assert [folder] == list(tmp_path.iterdir()) != swept
-        scratch._sweep()
+        temporary._sweep()
         assert folder.exists()
     assert list(tmp_path.iterdir()) == []
 
@@ -242,7 +241,7 @@ def test_a_folder_without_a_lock_is_not_swept(tmp_path: Path, monkeypatch: pytes
     with ExitStack() as stack:
         with monkeypatch.context() as without_locks:
             without_locks.setattr(fcntl, "flock", refused)
-            folder = stack.enter_context(scratch.scratch())
-        scratch._sweep()
+            folder = stack.enter_context(temporary.temporary_folder())
+        temporary._sweep()
         assert folder.exists()
     assert list(tmp_path.iterdir()) == []

@@ -22,10 +22,10 @@ from wandb_server import WandbServer
 
 from rl_research.errors import ConfigError
 from rl_research.storage.store import Store
-from rl_research.sync import Policy, delivery, gateways, places
-from rl_research.sync.gateways import FILE, Hold, holding
+from rl_research.sync import Policy, delivery, tries
+from rl_research.sync.gateway_lease import FILE, RunLeases, leased_runs
 from rl_research.sync.pushing import push
-from rl_research.sync.stores import Stores
+from rl_research.sync.threaded_store import ThreadedStore
 from rl_research.tracking.wandb_api import api_key
 
 
@@ -221,8 +221,7 @@ def test_a_killed_run_from_elsewhere_is_live_until_it_is_silent(
     log.write_bytes(log.read_bytes()[:-20])
     url = (tmp_path / "shared").as_uri()
     assert states(sync(url)) == {"one": "live"}
-    monkeypatch.setattr("rl_research.sync.liveness._QUIET", 0.0)
-    assert states(sync(url)) == {"one": "synced"}
+    assert states(sync(url, quiet=0.0)) == {"one": "synced"}
     assert server.run("one").state == "failed"
 
 
@@ -348,9 +347,9 @@ def test_a_gateway_that_has_lost_a_run_sends_nothing_of_it(
     url = f"memory://lost-{tmp_path.name}"
     store = copied(library, url)
     theirs = {"host": "elsewhere", "machine": "another", "process": 7, "token": "theirs"}
-    with places.opened([url]) as runs:
+    with tries.open_runs([url]) as runs:
         store.write(f"one/wandb/{FILE}", json.dumps(theirs).encode())
-        outcomes = {outcome.run_id: outcome for outcome in places.deliver(runs, Policy())}
+        outcomes = {outcome.run_id: outcome for outcome in tries.deliver(runs, Policy())}
     assert states(outcomes) == {"one": "busy", "two": "synced", "long": "synced"}
     assert "process 7 on elsewhere" in outcomes["one"].line()
     assert "one" not in server.run_ids
@@ -363,7 +362,7 @@ def test_what_cannot_be_had_is_not_pushed_on_as_unchanged(library: Path, tmp_pat
     """From a URL to another: a run that another gateway has is said to be busy."""
     url = f"memory://from-{tmp_path.name}"
     store = copied(library / "one", f"{url}/one")
-    with places.opened([url]) as first, places.opened([url]) as second:
+    with tries.open_runs([url]) as first, tries.open_runs([url]) as second:
         assert [run.absent for run in first] == [None]
         (outcome,) = push(second, f"memory://to-{tmp_path.name}")
     assert (outcome.state, outcome.remedy) == ("busy", "")
@@ -434,11 +433,9 @@ def test_a_store_that_refuses_is_said_in_a_line(
 
 
 @pytest.fixture
-def stores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], Stores]:
-    """Opens a place with one lease in it, for gateways that need not be waited for."""
-    monkeypatch.setattr(gateways, "SILENCE", 0.6)
-    monkeypatch.setattr(gateways, "_SETTLING", 0.3)
-    return lambda: Stores(tmp_path.as_uri())
+def stores(tmp_path: Path) -> Callable[[], ThreadedStore]:
+    """Open a place with one lease in it."""
+    return lambda: ThreadedStore(tmp_path.as_uri())
 
 
 def _of_another_machine(tmp_path: Path, token: str) -> None:
@@ -448,12 +445,12 @@ def _of_another_machine(tmp_path: Path, token: str) -> None:
 
 
 def test_a_silent_gateway_is_outwaited_and_a_living_one_is_not(
-    tmp_path: Path, stores: Callable[[], Stores]
+    tmp_path: Path, stores: Callable[[], ThreadedStore]
 ) -> None:
     """No clock is compared: what changes while it is watched is alive."""
     _of_another_machine(tmp_path, "silent")
     begun = time.monotonic()
-    with stores() as mine, holding(mine, [FILE]) as hold:
+    with stores() as mine, leased_runs(mine, [FILE], 0.6, 0.3) as hold:
         assert time.monotonic() - begun > 0.6
         hold.confirm()
         assert (hold.mine, hold.others) == ({FILE}, {})
@@ -461,22 +458,21 @@ def test_a_silent_gateway_is_outwaited_and_a_living_one_is_not(
         assert "silent" not in first
     assert not (tmp_path / FILE).exists()
 
-    class Lively(Stores):
+    class Lively(ThreadedStore):
         def each(self, ask, items):  # type: ignore[no-untyped-def]  # as its base
             _of_another_machine(tmp_path, str(time.monotonic()))
             return super().each(ask, items)
 
-    with Lively(tmp_path.as_uri()) as mine, holding(mine, [FILE]) as hold:
+    with Lively(tmp_path.as_uri()) as mine, leased_runs(mine, [FILE], 0.6, 0.3) as hold:
         assert (hold.mine, hold.others) == (set(), {FILE: "process 7 on elsewhere"})
     assert (tmp_path / FILE).exists(), "what is another's is not removed"
 
 
 @pytest.mark.slow
 def test_what_is_ours_is_renewed_while_another_is_outwaited(
-    tmp_path: Path, stores: Callable[[], Stores], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, stores: Callable[[], ThreadedStore], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However many there are and however slow the store is, none of them seems silent meanwhile."""
-    monkeypatch.setattr(gateways, "SILENCE", 3.0)
     names = [f"{number}.json" for number in range(32)]
     written: dict[str, list[float]] = {name: [] for name in [*names, FILE]}
 
@@ -492,7 +488,7 @@ def test_what_is_ours_is_renewed_while_another_is_outwaited(
     _of_another_machine(tmp_path, "silent")
     with stores() as mine:
         monkeypatch.setattr(mine, "mine", lambda: Slow(tmp_path.as_uri()))
-        with holding(mine, [*names, FILE]) as hold:
+        with leased_runs(mine, [*names, FILE], 3.0, 0.3) as hold:
             (taken_over,) = written[FILE]
             assert hold.mine == {*names, FILE}
     for name in names:
@@ -502,7 +498,7 @@ def test_what_is_ours_is_renewed_while_another_is_outwaited(
 
 
 def test_a_connection_that_is_lost_ends_neither_the_renewal_nor_the_sync(
-    tmp_path: Path, stores: Callable[[], Stores], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, stores: Callable[[], ThreadedStore], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A store that cannot even be opened is opened again; at the end the lease stays, and that is all."""
     asked: list[bool] = []
@@ -511,7 +507,7 @@ def test_a_connection_that_is_lost_ends_neither_the_renewal_nor_the_sync(
         asked.append(True)
         raise ConnectionResetError("cut")
 
-    with stores() as mine, holding(mine, [FILE]):
+    with stores() as mine, leased_runs(mine, [FILE], 0.6, 0.3):
         with monkeypatch.context() as patched:
             patched.setattr(mine, "mine", away)
             _until(lambda: len(asked) > 1)
@@ -522,10 +518,10 @@ def test_a_connection_that_is_lost_ends_neither_the_renewal_nor_the_sync(
 
 
 def test_of_two_that_took_a_run_in_the_same_moment_one_gives_it_up(
-    tmp_path: Path, stores: Callable[[], Stores]
+    tmp_path: Path, stores: Callable[[], ThreadedStore]
 ) -> None:
     """Who has written last has it; a store that was slow to take the word makes nobody sure."""
-    with stores() as mine, holding(mine, [FILE]) as hold:
+    with stores() as mine, leased_runs(mine, [FILE], 0.6, 0.3) as hold:
         _of_another_machine(tmp_path, "theirs")
         hold.confirm()
         assert (hold.mine, hold.others) == (set(), {FILE: "process 7 on elsewhere"})
@@ -538,16 +534,18 @@ def test_of_two_that_took_a_run_in_the_same_moment_one_gives_it_up(
 
     with stores() as mine:
         mine._own.store = Slow(tmp_path.as_uri())
-        hold = Hold(mine)
+        hold = RunLeases(mine, 0.6, 0.3)
         assert hold._try(Slow(tmp_path.as_uri()), FILE) is None
         assert list(hold.unsure) == [FILE]
         hold.release()
     assert not (tmp_path / FILE).exists()
 
 
-def test_a_gateway_that_was_away_too_long_notices(tmp_path: Path, stores: Callable[[], Stores]) -> None:
+def test_a_gateway_that_was_away_too_long_notices(
+    tmp_path: Path, stores: Callable[[], ThreadedStore]
+) -> None:
     """Its lease is renewed while it works; once another has it, it is not written over."""
-    with stores() as mine, holding(mine, [FILE]) as hold:
+    with stores() as mine, leased_runs(mine, [FILE], 0.6, 0.3) as hold:
         first = (tmp_path / FILE).stat().st_mtime_ns
         _until(lambda: (tmp_path / FILE).stat().st_mtime_ns != first)
         _of_another_machine(tmp_path, "theirs")

@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 from rl_research.config import Config
 from rl_research.errors import ConfigError, StorageError
 from rl_research.storage import Store, is_transient
-from rl_research.sync import Policy, find, reason_not_to_try, server
+from rl_research.sync import Policy, find, reason_to_skip, server
 from rl_research.system import without_password
 from rl_research.tracking import NoAnswer, WandbApi
 
@@ -189,7 +189,7 @@ def _runs(config: Config) -> Iterator[Finding]:
     account = server.account()
     counts: Counter[str] = Counter()
     for run in runs:
-        outcome = reason_not_to_try(run, account, Policy())
+        outcome = reason_to_skip(run, account, Policy())
         counts["unsynced" if outcome is None else outcome.state] += 1
     said = ", ".join(f"{number:,} {state}" for state, number in sorted(counts.items())) or "none"
     if counts["blocked"] or counts["unverified"]:

@@ -114,6 +114,11 @@ class RunRecord(_Stored):
         """What the command prints and the flow returns."""
         return self.model_dump(mode="json", include=_RESULT)
 
+    @property
+    def has_wandb_run(self) -> bool:
+        """Whether anything is recorded of a W&B run."""
+        return "wandb" in self.model_fields_set
+
     def is_of_flow_run(self, flow_run_id: str | None) -> bool:
         """Return whether the flow run *flow_run_id* has begun this run."""
         return flow_run_id is not None and self.flow_run_id == flow_run_id

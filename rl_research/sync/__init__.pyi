@@ -1,7 +1,12 @@
-from .arrived import is_verified as is_verified, synced_at as synced_at, was_sent as was_sent
-from .choosing import Policy as Policy, reason_not_to_try as reason_not_to_try
 from .delivery import deliver as deliver
-from .finding import LocalRun as LocalRun, find as find
+from .eligibility import Policy as Policy, reason_to_skip as reason_to_skip
+from .local_runs import (
+    LocalRun as LocalRun,
+    find as find,
+    is_verified as is_verified,
+    synced_at as synced_at,
+    was_sent as was_sent,
+)
 from .outcome import (
     EXIT_CODES as EXIT_CODES,
     Outcome as Outcome,

@@ -11,19 +11,17 @@ from typing import IO
 
 from rl_research.errors import StorageError
 from rl_research.sync import server
-from rl_research.sync.choosing import Policy, reason_not_to_try
-from rl_research.sync.exclusion import Key, Taken, key_of, locks_of
-from rl_research.sync.finding import LocalRun, read_again
-from rl_research.sync.judging import confirm, judge
+from rl_research.sync.eligibility import Policy, reason_to_skip
+from rl_research.sync.evidence import confirm, judge, read_evidence
+from rl_research.sync.job import Job, prepare_job
+from rl_research.sync.local_runs import LocalRun, reread
 from rl_research.sync.outcome import Outcome, Verdict, outcome_of
-from rl_research.sync.position import Unclear, shares
-from rl_research.sync.preparing import Job, job_of
-from rl_research.sync.scratch import scratch
-from rl_research.sync.sealing import LeftOut
+from rl_research.sync.recording import record_delivery, record_start, record_verdict
+from rl_research.sync.run_locks import Busy, Key, lock_runs, run_key
 from rl_research.sync.sending import seconds_allowed, send
+from rl_research.sync.sent_copy import Skipped, Unclear, skipped_parts
 from rl_research.sync.server import Account, Refused, RunThere, Unreachable
-from rl_research.sync.settling import note_begin, note_delivery, settled
-from rl_research.sync.verdict import read_evidence
+from rl_research.sync.temporary import temporary_folder
 
 _BATCH = 50  # runs in one call of wandb
 _QUESTIONS = 8  # that the server is asked at a time
@@ -39,8 +37,8 @@ def deliver(runs: Sequence[LocalRun], policy: Policy) -> list[Outcome]:
     outcomes: dict[Key, Outcome] = {}
     for start in range(0, len(runs), _BATCH):
         for run, outcome in _deliver_batch(runs[start : start + _BATCH], account, policy):
-            outcomes[key_of(run)] = outcome
-    return [outcomes[key_of(run)] for run in runs]
+            outcomes[run_key(run)] = outcome
+    return [outcomes[run_key(run)] for run in runs]
 
 
 def _deliver_batch(
@@ -48,13 +46,13 @@ def _deliver_batch(
 ) -> Iterator[tuple[LocalRun, Outcome]]:
     with ExitStack() as stack:
         jobs: list[Job] = []
-        locks = locks_of(runs, stack)
+        locks = lock_runs(runs, stack)
         for run in runs:
-            prepared = _prepare(run, account, policy, locks[key_of(run)])
+            prepared = _prepare(run, account, policy, locks[run_key(run)])
             if isinstance(prepared, Job):
                 jobs.append(prepared)
             elif isinstance(prepared, Verdict):
-                yield run, settled(run, prepared, account)
+                yield run, record_verdict(run, prepared, account)
             else:
                 yield run, prepared
         ready: list[Job] = []
@@ -62,7 +60,7 @@ def _deliver_batch(
             if verdict is None:
                 ready.append(job)
             else:
-                yield job.run, settled(job.run, verdict, account)
+                yield job.run, record_verdict(job.run, verdict, account)
         if ready:
             yield from _send(ready, account)
 
@@ -74,9 +72,9 @@ def _prepare(
     try:
         if isinstance(lock, Exception):
             raise lock
-        run = read_again(run)
-        return reason_not_to_try(run, account, policy) or job_of(run, lock, policy)
-    except Taken as taken:
+        run = reread(run)
+        return reason_to_skip(run, account, policy) or prepare_job(run, lock, policy)
+    except Busy as taken:
         return outcome_of(run.ledger, run.place, "busy", reason=f"{taken}.", remedy="")
     except (OSError, StorageError) as error:
         reason = f"{run.folder}: {getattr(error, 'strerror', None) or error}."
@@ -110,14 +108,14 @@ def _position(job: Job, account: Account, policy: Policy) -> Verdict | None:
                 "rl-research sync --force sends all rows that it has not acknowledged.",
             )
         there = job.there or RunThere(rows=job.run.ledger.rows)
-        job.left_out = shares(job.logs, there)
+        job.left_out = skipped_parts(job.logs, there)
     except Refused as error:
         return Verdict("blocked", f"{error}.", "Check WANDB_API_KEY and the rights to the project.")
     except Unreachable as error:
         return Verdict("retryable", f"{error}.")
     except Unclear as error:
         if policy.force:
-            job.left_out = [LeftOut() for _ in job.logs]
+            job.left_out = [Skipped() for _ in job.logs]
             return None
         return Verdict(
             "blocked",
@@ -128,7 +126,7 @@ def _position(job: Job, account: Account, policy: Policy) -> Verdict | None:
 
 
 def _send(jobs: Sequence[Job], account: Account) -> Iterator[tuple[LocalRun, Outcome]]:
-    with scratch() as attempt:
+    with temporary_folder() as attempt:
         copied: list[Job] = []
         for number, job in enumerate(jobs):
             if (problem := _copied(job, attempt / f"{number:03d}", account)) is None:
@@ -153,14 +151,14 @@ def _copied(job: Job, folder: Path, account: Account) -> Outcome | None:
     except OSError as error:  # no room for the copy, or no right to read
         reason = f"no copy in {folder.parent.parent}: {error.strerror}."
         verdict = Verdict("retryable", reason, "Free space there, or set TMPDIR.")
-        return settled(job.run, verdict, account)
+        return record_verdict(job.run, verdict, account)
     return None
 
 
 def _begun(job: Job) -> Outcome | None:
     """Write into the ledger that rows may arrive; or why that cannot be."""
     try:
-        verdict = note_begin(job.run)
+        verdict = record_start(job.run)
     except (OSError, StorageError) as error:
         verdict = Verdict("blocked", f"its ledger cannot be written: {error}")
     if verdict is None:
@@ -186,8 +184,8 @@ def _send_copies(jobs: Sequence[Job], attempt: Path, account: Account) -> Iterat
             )
         for job, verdict, there in zip(jobs, verdicts, answers, strict=True):
             verdict = confirm(job, verdict, there)  # noqa: PLW2901  # the same one, confirmed
-            note_delivery(job, verdict, found, sent, there)
-            yield job.run, settled(job.run, verdict, account)
+            record_delivery(job, verdict, found, sent, there)
+            yield job.run, record_verdict(job.run, verdict, account)
 
 
 def _ask_again(job: Job, verdict: Verdict, account: Account) -> RunThere | None:

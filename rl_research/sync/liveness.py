@@ -8,41 +8,41 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from rl_research.sync.finding import LocalRun
+from rl_research.sync.eligibility import QUIET
+from rl_research.sync.local_runs import LocalRun
 from rl_research.sync.logs import LogFacts
 from rl_research.system import lock_holder
 
 _LEASE = ".lease"
-_INIT = 1  # the parent of who has lost theirs
-_LINGERING = 15.0  # seconds that W&B's service may outlive its program
-_QUIET = 600.0  # seconds without a word after which a writer on another machine counts as gone
+_INIT = 1  # parent of orphans
+_SERVICE_OUTLIVES = 15.0  # seconds that W&B's service may outlive its program
 
 
-def is_live(run: LocalRun, logs: list[LogFacts]) -> bool:
-    """Whether somebody is writing *run*, whose *logs* have been read.
+def is_live(run: LocalRun, logs: list[LogFacts], quiet: float = QUIET) -> bool:
+    """Return whether a process is writing *run*, whose *logs* have been read.
 
-    Just after a kill this waits some seconds: W&B's service outlives its program for a moment.
+    A log of another machine, which cannot be asked, counts as written for *quiet* seconds after its last
+    change. Just after a kill this waits some seconds: W&B's service outlives its program for a moment.
     """
     if is_held(run.home):
         return True
     abandoned = (run.home / _LEASE).exists()
     unfinished = [facts for facts in logs if not facts.exited]
-    return any(_is_being_written(facts, abandoned=abandoned) for facts in unfinished)
+    return any(_is_being_written(facts, quiet, abandoned=abandoned) for facts in unfinished)
 
 
 def is_held(home: Path) -> bool:
-    """Whether a process holds the lease of the run folder *home*."""
+    """Return whether a process holds the lock of the run folder *home*."""
     try:
         return lock_holder(home / _LEASE) is not None
     except OSError:
         return False
 
 
-def _is_being_written(facts: LogFacts, *, abandoned: bool) -> bool:
-    """By a process of this machine, or lately by one of another, which cannot be asked."""
-    if facts.host != platform.node() and time.time() - facts.log.stat().st_mtime < _QUIET:
+def _is_being_written(facts: LogFacts, quiet: float, *, abandoned: bool) -> bool:
+    if facts.host != platform.node() and time.time() - facts.log.stat().st_mtime < quiet:
         return True
-    deadline = time.monotonic() + _LINGERING
+    deadline = time.monotonic() + _SERVICE_OUTLIVES
     while holders := _holders(facts.log):
         orphaned = abandoned or all(_parent(pid) == _INIT for pid in holders)
         if not orphaned or time.monotonic() > deadline:
@@ -52,7 +52,7 @@ def _is_being_written(facts: LogFacts, *, abandoned: bool) -> bool:
 
 
 def _holders(log: Path) -> list[int]:
-    """The processes that have *log* open, as far as we may look at them."""
+    """Return the processes that have *log* open, as far as we may look at them."""
     wanted = log.stat()
     found = []
     for process in Path("/proc").glob("[0-9]*/fd"):

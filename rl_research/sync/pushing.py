@@ -14,12 +14,12 @@ from typing import Any
 from rl_research.errors import ConfigError
 from rl_research.runs import RECORD
 from rl_research.storage import below
-from rl_research.sync.finding import LocalRun
+from rl_research.sync.gateway import NOT_FETCHED
 from rl_research.sync.liveness import is_live
+from rl_research.sync.local_runs import LocalRun
 from rl_research.sync.logs import LogFacts, scan
 from rl_research.sync.outcome import Outcome, outcome_of
-from rl_research.sync.remote import NOT_FETCHED
-from rl_research.sync.stores import Stores, patiently, why
+from rl_research.sync.threaded_store import ThreadedStore, why, with_retries
 
 _FILES, _DEBUG = "files", "logs"  # folders of a segment
 _MARKS = (".synced", ".syncstate")
@@ -39,7 +39,7 @@ def push(
     if not url.strip():
         raise ConfigError("--push: no URL. Name one such as s3://bucket/runs, or a folder.")
     outcomes = []
-    with Stores(url, options) as stores:
+    with ThreadedStore(url, options) as stores:
         for run in runs:
             try:
                 outcome = _pushed(run, stores)
@@ -51,7 +51,7 @@ def push(
     return outcomes
 
 
-def _pushed(run: LocalRun, stores: Stores) -> Outcome:
+def _pushed(run: LocalRun, stores: ThreadedStore) -> Outcome:
     if (gone := run.absent) is not None:
         return outcome_of(run.ledger, run.place, gone.state, reason=gone.reason, remedy=gone.remedy)
     if run.is_done:
@@ -75,7 +75,7 @@ def _pushed(run: LocalRun, stores: Stores) -> Outcome:
     store = stores.mine()
     for files in (_missing(stores, dict(_needed(run, logs))), own):
         if files:
-            patiently(lambda files=files: store.put_files(files))  # type: ignore[misc]
+            with_retries(lambda files=files: store.put_files(files))  # type: ignore[misc]
     return outcome_of(run.ledger, run.place, "pushed", **told)
 
 
@@ -103,7 +103,7 @@ def _name(path: Path, home: Path) -> str:
     return posixpath.join(home.name, *path.absolute().parts[1:])
 
 
-def _missing(stores: Stores, files: Mapping[str, Path]) -> dict[str, Path]:
+def _missing(stores: ThreadedStore, files: Mapping[str, Path]) -> dict[str, Path]:
     """Those of *files* that are not there in their size, or may have changed without changing it."""
     folders = sorted({posixpath.dirname(name) for name in files})
     listed = stores.each(lambda store, folder: store.sizes(folder), folders)

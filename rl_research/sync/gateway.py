@@ -19,13 +19,13 @@ from typing import Any
 
 from rl_research.errors import ConfigError, StorageError
 from rl_research.storage import Store, below, is_transient
-from rl_research.sync import gateways, ledger as ledgers
-from rl_research.sync.finding import LocalRun, absent, find, is_segment
-from rl_research.sync.gateways import Hold
+from rl_research.sync import gateway_lease, ledger as ledgers
+from rl_research.sync.gateway_lease import RunLeases
 from rl_research.sync.ledger import Ledger, run_id_of
+from rl_research.sync.local_runs import LocalRun, absent, find, is_segment
 from rl_research.sync.outcome import Verdict
-from rl_research.sync.scratch import scratch
-from rl_research.sync.stores import Stores, patiently, why
+from rl_research.sync.temporary import temporary_folder
+from rl_research.sync.threaded_store import ThreadedStore, why, with_retries
 from rl_research.system import without_password
 
 _log = logging.getLogger(__name__)
@@ -36,7 +36,7 @@ NOT_FETCHED = ("checkpoints", "videos", "best_model")
 
 
 @dataclass(frozen=True, order=True)
-class _Home:
+class _RemoteRun:
     """A folder at the URL that holds the W&B folder *wandb*, or is it."""
 
     name: str
@@ -44,19 +44,19 @@ class _Home:
 
     @property
     def lease(self) -> str:
-        return posixpath.join(self.wandb, gateways.FILE)
+        return posixpath.join(self.wandb, gateway_lease.FILE)
 
 
 @dataclass
-class _Stage:
+class _Fetched:
     """What of a URL has been fetched into the local *folder*, and why the rest has not."""
 
-    stores: Stores
-    hold: Hold
+    stores: ThreadedStore
+    hold: RunLeases
     folder: Path
-    absent: dict[_Home, Verdict] = field(default_factory=dict)
+    absent: dict[_RemoteRun, Verdict] = field(default_factory=dict)
 
-    def leave_out_others(self, homes: Iterable[_Home]) -> None:
+    def leave_out_others(self, homes: Iterable[_RemoteRun]) -> None:
         """Have nothing of what another gateway syncs, or may."""
         for home in homes:
             why = self.hold.unsure.get(home.lease)
@@ -79,7 +79,7 @@ class _Stage:
 
     def _claim(self, folder: Path, ledger: Ledger) -> Verdict | None:
         """Keep *ledger* at the URL for the run in *folder*, if that is still ours; or why not."""
-        names = (folder / gateways.FILE, ledgers.path_in(folder, ledger.run_id))
+        names = (folder / gateway_lease.FILE, ledgers.path_in(folder, ledger.run_id))
         lease, kept = (path.relative_to(self.folder).as_posix() for path in names)
         try:
             if self.stores.each(self.hold.still_has, [lease]) == [False]:
@@ -98,7 +98,7 @@ class _Stage:
 
 
 @contextmanager
-def staged(
+def fetched_runs(
     url: str, options: Mapping[str, Any] | None = None, *, include_online: bool = False, to_send: bool = True
 ) -> Iterator[list[LocalRun]]:
     """The runs at *url* that may have something to deliver, in a local folder until the end.
@@ -123,13 +123,13 @@ def staged(
             _bring_back(stage, before)
 
 
-def _fetched(url: str, options: Mapping[str, Any] | None, stack: ExitStack, *, to_send: bool) -> _Stage:
+def _fetched(url: str, options: Mapping[str, Any] | None, stack: ExitStack, *, to_send: bool) -> _Fetched:
     """Fetch what may have something to deliver; *stack* ends what that needs until the runs are synced."""
-    stores = stack.enter_context(Stores(url, options))
+    stores = stack.enter_context(ThreadedStore(url, options))
     homes = _homes_at(stores)
     leases = [home.lease for home in homes if to_send]
-    hold = stack.enter_context(gateways.holding(stores, leases))
-    stage = _Stage(stores, hold, stack.enter_context(scratch()) / _folder_for(url))
+    hold = stack.enter_context(gateway_lease.leased_runs(stores, leases))
+    stage = _Fetched(stores, hold, stack.enter_context(temporary_folder()) / _folder_for(url))
     stage.leave_out_others(homes)
     chosen = [home for home in homes if home not in stage.absent]
     failures = stores.each(lambda store, home: _fetch_home(store, home, stage.folder), chosen)
@@ -145,11 +145,11 @@ def _folder_for(url: str) -> str:
     return name if name not in ("", "wandb") else "fetched"
 
 
-def _homes_at(stores: Stores) -> list[_Home]:
+def _homes_at(stores: ThreadedStore) -> list[_RemoteRun]:
     """The folders at or below the URL that hold W&B folders, or are one, and are not done with."""
-    files, top = patiently(lambda: stores.mine().content())
+    files, top = with_retries(lambda: stores.mine().content())
     if any(map(is_segment, top)) or "wandb" in top:
-        found = [patiently(lambda: _homes(stores.mine(), "", 1))]
+        found = [with_retries(lambda: _homes(stores.mine(), "", 1))]
     else:
         found = stores.each(lambda store, name: _homes(store, name, _DEPTH), top)
     homes = sorted({home for some in found for home in some})
@@ -160,13 +160,13 @@ def _homes_at(stores: Stores) -> list[_Home]:
     return homes
 
 
-def _homes(store: Store, name: str, depth: int) -> list[_Home]:
+def _homes(store: Store, name: str, depth: int) -> list[_RemoteRun]:
     files, below_it = store.content(name)
     if any(map(is_segment, below_it)):
-        return [_Home(name, name)] if _has_news(store, name, files, below_it) else []
+        return [_RemoteRun(name, name)] if _has_news(store, name, files, below_it) else []
     if "wandb" in below_it:
         wandb = posixpath.join(name, "wandb")
-        return [_Home(name, wandb)] if _has_news(store, wandb, *store.content(wandb)) else []
+        return [_RemoteRun(name, wandb)] if _has_news(store, wandb, *store.content(wandb)) else []
     if depth == 0:
         return []
     return [
@@ -198,7 +198,7 @@ def _delivered(content: bytes) -> dict[str, int]:
         return {}  # a ledger that cannot be read: its run is looked at again
 
 
-def _fetch_home(store: Store, home: _Home, stage: Path) -> Verdict | None:
+def _fetch_home(store: Store, home: _RemoteRun, stage: Path) -> Verdict | None:
     """Fetch all of *home* into *stage*, or nothing: then why."""
     try:
         _fetch(store, home.name, stage / home.name, leave_out=NOT_FETCHED)
@@ -210,10 +210,10 @@ def _fetch_home(store: Store, home: _Home, stage: Path) -> Verdict | None:
 
 def _fetch(store: Store, name: str, target: Path, leave_out: Container[str] = ()) -> None:
     target.mkdir(parents=True, exist_ok=True)
-    files, folders = patiently(lambda: store.content(name))
+    files, folders = with_retries(lambda: store.content(name))
     for base, entry in files.items():
         path, here = posixpath.join(name, base), target / base
-        patiently(lambda path=path, here=here: store.get(path, here))  # type: ignore[misc]  # mypy knows no defaults there
+        with_retries(lambda path=path, here=here: store.get(path, here))  # type: ignore[misc]  # mypy knows no defaults there
         if entry.modified is not None:  # by which a log that is still written is known
             os.utime(here, (entry.modified, entry.modified))
     for folder in folders:
@@ -228,7 +228,7 @@ def _notes(stage: Path) -> dict[Path, bytes]:
     }
 
 
-def _bring_back(stage: _Stage, before: Mapping[Path, bytes]) -> None:
+def _bring_back(stage: _Fetched, before: Mapping[Path, bytes]) -> None:
     """Write what has changed; what cannot be written costs a question to the server next time."""
     store = stage.stores.mine()
     for path, content in _notes(stage.folder).items():
@@ -236,7 +236,7 @@ def _bring_back(stage: _Stage, before: Mapping[Path, bytes]) -> None:
         if before.get(path) == content or stage.is_lost(name):
             continue
         try:
-            patiently(lambda name=name, content=content: store.write(name, content))  # type: ignore[misc]
+            with_retries(lambda name=name, content=content: store.write(name, content))  # type: ignore[misc]
         except (OSError, StorageError) as error:
             _log.warning(
                 "%s was not written (%s)%s; the next sync asks the server again",

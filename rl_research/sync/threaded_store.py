@@ -19,7 +19,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-class Stores:
+class ThreadedStore:
     """The place *url* for several threads, from ``with`` to its end.
 
     An object store's client serves them all; of a file system that is one connection each has its own.
@@ -31,7 +31,7 @@ class Stores:
         self._own = threading.local()
         self._pool = ThreadPoolExecutor(_AT_A_TIME)
 
-    def __enter__(self) -> Stores:
+    def __enter__(self) -> ThreadedStore:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -52,11 +52,11 @@ class Stores:
         return found
 
     def each(self, ask: Callable[[Store, T], R], items: Iterable[T]) -> list[R]:
-        """What *ask* answers for each of *items*, several at a time; see `patiently` for failures."""
-        return list(self._pool.map(lambda item: patiently(lambda: ask(self.mine(), item)), items))
+        """What *ask* answers for each of *items*, several at a time; see `with_retries` for failures."""
+        return list(self._pool.map(lambda item: with_retries(lambda: ask(self.mine(), item)), items))
 
 
-def patiently(ask: Callable[[], R]) -> R:
+def with_retries(ask: Callable[[], R]) -> R:
     """Return what *ask* returns; repeat it some seconds long after connection failures."""
     return retry_call(ask, is_transient, tries=_TRIES, pause=_WAIT)
 

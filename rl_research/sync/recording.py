@@ -10,20 +10,20 @@ from dataclasses import replace
 from rl_research.errors import StorageError
 from rl_research.runs import RunRecord, read_record
 from rl_research.sync import ledger as ledgers
-from rl_research.sync.choosing import wandb_version
-from rl_research.sync.finding import LocalRun
+from rl_research.sync.eligibility import wandb_version
+from rl_research.sync.evidence import Evidence
+from rl_research.sync.job import Job
 from rl_research.sync.ledger import Ledger
 from rl_research.sync.liveness import is_held
+from rl_research.sync.local_runs import LocalRun
 from rl_research.sync.outcome import Outcome, Verdict, outcome_of
-from rl_research.sync.preparing import Job
 from rl_research.sync.sending import Sent
 from rl_research.sync.server import Account, RunThere
-from rl_research.sync.verdict import Evidence
 
 _FIRST_WAIT, _LONGEST_WAIT = 60.0, 6 * 3600.0  # seconds until the next try; doubled each time
 
 
-def note_delivery(
+def record_delivery(
     job: Job, verdict: Verdict, found: Mapping[str, Evidence], sent: Sent, there: RunThere | None
 ) -> None:
     """Write into the ledger of *job*'s run what has arrived."""
@@ -58,7 +58,7 @@ def _note_segments(job: Job, *, delivered: bool) -> None:
     ledger.rows_recorded = sum(part["rows"] for part in ledger.segments.values())
 
 
-def settled(run: LocalRun, verdict: Verdict, account: Account) -> Outcome:
+def record_verdict(run: LocalRun, verdict: Verdict, account: Account) -> Outcome:
     """Keep *verdict* in the ledger of *run* and correct what else speaks of it."""
     _keep(run.ledger, verdict, account)
     for name, size in run.sizes.items():
@@ -73,7 +73,7 @@ def settled(run: LocalRun, verdict: Verdict, account: Account) -> Outcome:
     return outcome_of(run.ledger, run.place, flow_run_id=None if record is None else record.flow_run_id)
 
 
-def note_begin(run: LocalRun) -> Verdict | None:
+def record_start(run: LocalRun) -> Verdict | None:
     """Write into the ledger of *run* that rows may arrive from now on, whatever becomes of this process.
 
     Of a run that has been fetched, at its URL, too; or why nothing may be sent.
@@ -112,7 +112,7 @@ def _mark(run: LocalRun) -> None:
 def _note_in_record(run: LocalRun) -> RunRecord | None:
     """Record in ``run.json``, if there is one and nobody has the run open, where the run is now."""
     record = read_record(run.home)
-    if record is not None and record.wandb.id is not None and not is_held(run.home):
+    if record is not None and record.has_wandb_run and not is_held(run.home):
         record.wandb.url = run.ledger.url or record.wandb.url
         record.wandb.synced_at = run.ledger.synced_at
         record.write(run.home)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import IO
 
 from rl_research.sync import ledger
-from rl_research.sync.finding import LocalRun
+from rl_research.sync.local_runs import LocalRun
 from rl_research.system import Locked
 
 _NO_LOCKS = frozenset([errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
@@ -19,44 +19,44 @@ _LEASE = ".sync-{}.lease.json"
 Key = tuple[Path, str]
 
 
-class Taken(Exception):
+class Busy(Exception):
     """Raised for a run that another process has; its text says which."""
 
 
-def key_of(run: LocalRun) -> Key:
+def run_key(run: LocalRun) -> Key:
     """What tells *run* from the others of this machine."""
     return run.folder, run.run_id
 
 
-def locks_of(runs: Sequence[LocalRun], stack: ExitStack) -> Mapping[Key, IO[str] | Exception | None]:
+def lock_runs(runs: Sequence[LocalRun], stack: ExitStack) -> Mapping[Key, IO[str] | Exception | None]:
     """Hold *runs* until the end of *stack*: each one's locked file, None where a lease takes its place.
 
-    Or what speaks against it: `Taken`, or what the disk has said.
+    Or what speaks against it: `Busy`, or what the disk has said.
     """
     found: dict[Key, IO[str] | Exception | None] = {}
     without_locks = []
     for run in runs:
         try:
-            found[key_of(run)] = stack.enter_context(ledger.lock(run.folder, run.run_id))
+            found[run_key(run)] = stack.enter_context(ledger.lock(run.folder, run.run_id))
         except Locked as locked:
-            found[key_of(run)] = Taken(f"{locked} has it")
+            found[run_key(run)] = Busy(f"{locked} has it")
         except OSError as error:
-            found[key_of(run)] = error
+            found[run_key(run)] = error
             if error.errno in _NO_LOCKS:
                 without_locks.append(run)
     return {**found, **(_leases_of(without_locks, stack) if without_locks else {})}
 
 
 def _leases_of(runs: Sequence[LocalRun], stack: ExitStack) -> dict[Key, Exception | None]:
-    from rl_research.sync import gateways  # with the store, which locks need not
-    from rl_research.sync.stores import Stores
+    from rl_research.sync import gateway_lease  # with the store, which locks need not
+    from rl_research.sync.threaded_store import ThreadedStore
 
     root = os.path.commonpath([run.folder for run in runs])
     names = {
-        key_of(run): (run.folder.relative_to(root) / _LEASE.format(run.run_id)).as_posix() for run in runs
+        run_key(run): (run.folder.relative_to(root) / _LEASE.format(run.run_id)).as_posix() for run in runs
     }
-    stores = stack.enter_context(Stores(root))
-    hold = stack.enter_context(gateways.holding(stores, list(names.values())))
+    stores = stack.enter_context(ThreadedStore(root))
+    hold = stack.enter_context(gateway_lease.leased_runs(stores, list(names.values())))
     hold.confirm()
     why = {**hold.unsure, **{name: f"{who} has it" for name, who in hold.others.items()}}
-    return {key: Taken(why[name]) if name in why else None for key, name in names.items()}
+    return {key: Busy(why[name]) if name in why else None for key, name in names.items()}

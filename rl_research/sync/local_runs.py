@@ -1,4 +1,4 @@
-"""Which runs there are, and which of them have something to deliver; without opening a log."""
+"""Runs with W&B segments on this machine, and which of them have something to deliver; no log is opened."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from rl_research.errors import ConfigError
 from rl_research.runs import read_record
-from rl_research.sync import ledger as ledgers
+from rl_research.sync import ledger, ledger as ledgers
 from rl_research.sync.ledger import Ledger
 from rl_research.sync.outcome import Verdict
 
@@ -89,7 +89,7 @@ def absent(address: str, run_id: str, why: Verdict) -> LocalRun:
     return LocalRun(Path(), run_id, {}, {}, Ledger(run_id), address, why)
 
 
-def read_again(run: LocalRun) -> LocalRun:
+def reread(run: LocalRun) -> LocalRun:
     """*run* as it is on disk now."""
     sizes = {name: log.stat().st_size for name, log in run.logs.items() if log.exists()}
     logs = {name: run.logs[name] for name in sizes}
@@ -137,7 +137,7 @@ def _below(folder: Path, depth: int, *, include_online: bool) -> Iterator[LocalR
 def _is_owed(run: LocalRun) -> bool:
     """Whether an online run of ours says itself, or has died before it could, that rows are missing."""
     record = read_record(run.home)
-    return record is not None and record.wandb.id is not None and record.wandb.finished is not True
+    return record is not None and record.has_wandb_run and record.wandb.finished is not True
 
 
 def _grouped(folder: Path, names: Iterable[str], chosen: Iterable[str]) -> Iterator[LocalRun]:
@@ -197,3 +197,25 @@ def _name_without_mode(segment: str) -> str:
 
 def _is_online(segment: str) -> bool:
     return not segment.startswith("offline-")
+
+
+def is_verified(run_dir: Path) -> bool:
+    """Whether everything that the run in *run_dir* has recorded for W&B has arrived there.
+
+    False for a run without W&B segments: then nobody has what it recorded.
+    """
+    runs = find([run_dir], include_online=True)
+    return bool(runs) and all(run.is_done for run in runs)
+
+
+def synced_at(run_dir: Path) -> float | None:
+    """When the last of *run_dir* was delivered, in seconds since 1970; None if not everything was."""
+    if not is_verified(run_dir):
+        return None
+    return max(run.ledger.synced_at or 0.0 for run in find([run_dir], include_online=True))
+
+
+def was_sent(log: Path, run_id: str) -> bool:
+    """Whether any of *log*, a segment's of *run_id*, may have reached a server."""
+    beside = [log.with_name(f"{log.name}.{mark}") for mark in ("synced", "syncstate")]
+    return any(p.exists() for p in (*beside, ledger.path_in(log.parent.parent, run_id)))

@@ -1,4 +1,4 @@
-"""Which runs are tried, told by their ledgers alone: ten thousand synced runs cost next to nothing."""
+"""Which runs are tried: their ledgers alone tell, so ten thousand synced runs cost next to nothing."""
 
 from __future__ import annotations
 
@@ -6,22 +6,25 @@ import time
 from dataclasses import dataclass
 from importlib import metadata
 
-from rl_research.sync.finding import LocalRun
 from rl_research.sync.ledger import STUCK
+from rl_research.sync.local_runs import LocalRun
 from rl_research.sync.outcome import Outcome, outcome_of
 from rl_research.sync.server import Account
+
+QUIET = 600.0  # seconds after its last change that a log of another machine counts as being written
 
 
 @dataclass(frozen=True)
 class Policy:
-    """Which runs are tried."""
+    """Which runs are tried, and when."""
 
     force: bool = False  # also those that are blocked, or delivered
     patient: bool = False  # not before their next try is due
+    quiet: float = QUIET
 
 
-def reason_not_to_try(run: LocalRun, account: Account, policy: Policy) -> Outcome | None:
-    """Why *run* is not even looked at; None if it is to be."""
+def reason_to_skip(run: LocalRun, account: Account, policy: Policy) -> Outcome | None:
+    """Return why *run* is skipped, None if it is to be synced."""
     ledger = run.ledger
     if (why := run.absent) is not None:
         return outcome_of(ledger, run.place, why.state, reason=why.reason, remedy=why.remedy)
@@ -40,5 +43,5 @@ def reason_not_to_try(run: LocalRun, account: Account, policy: Policy) -> Outcom
 
 
 def wandb_version() -> str:
-    """The version of wandb, without importing it."""
+    """Return the version of wandb without importing it."""
     return metadata.version("wandb")

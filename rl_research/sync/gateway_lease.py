@@ -1,7 +1,7 @@
-"""Which gateway syncs which runs at a URL: a small object beside each, renewed while it is at work.
+"""Leases of runs at a URL: one gateway at a time syncs a run, and a small object beside it says which.
 
-As with the lease of a run that trains (`rl_research.storage.lease`) no clock is compared with another
-machine's: who meets a lease watches whether it changes.
+They are written and read as the lease of a run that trains (`rl_research.storage`). No clock is compared with
+another machine's: whoever meets a lease watches whether it changes.
 """
 
 from __future__ import annotations
@@ -25,72 +25,71 @@ from rl_research.storage import (
     read_lease,
     write_lease,
 )
-from rl_research.sync.stores import Stores
+from rl_research.sync.threaded_store import ThreadedStore
 
 _log = logging.getLogger(__name__)
 
 FILE = ".sync-lease.json"
-SILENCE = 60.0  # seconds after which a gateway on another machine counts as gone
-_SETTLING = 5.0  # seconds in which who has found a lease free has taken it, or lets it be
-_LAST_WORD = 5.0  # seconds that the renewing may take to end
-_AT_A_TIME = 8  # leases that are renewed or given up, whatever else the place is asked meanwhile
+_END_TIMEOUT = 5.0  # seconds that the renewal may take to end
+_THREADS = 8  # leases that are renewed or released at a time, whatever else the store is asked meanwhile
 
 
-class Hold:
-    """The leases that this process has, and who has the others.
+class RunLeases:
+    """Leases that this process has, and the holders of those it has not.
 
-    :param stores: the place that their names are relative to
+    :param stores: the place that the names of leases are relative to
+    :param silence: seconds after which a gateway on another machine counts as gone
+    :param settling: seconds in which a gateway that has found a lease free has written its own
     """
 
-    def __init__(self, stores: Stores):
-        self._stores = stores
+    def __init__(self, stores: ThreadedStore, silence: float = 60.0, settling: float = 5.0):
+        self._stores, self._silence, self._settling = stores, silence, settling
         self._me = new_holder()
-        self._seconds = SILENCE
         self._taken_at = 0.0
-        self._silent: dict[str, dict[str, Any]] = {}  # what another machine's process had, if it has
+        self._watched: dict[str, dict[str, Any]] = {}  # leases of other machines, as they were first seen
         self._ended = threading.Event()
-        self._pool = ThreadPoolExecutor(_AT_A_TIME)
+        self._pool = ThreadPoolExecutor(_THREADS)
         self._thread = threading.Thread(target=self._renew, daemon=True, name="sync leases")
         self.mine: set[str] = set()
         self.others: dict[str, str] = {}
-        self.unsure: dict[str, str] = {}  # of `mine`, to be left alone this time: why
+        self.unsure: dict[str, str] = {}  # those of `mine` to be left alone this time, with the reason
 
-    def take(self, names: Sequence[str]) -> None:
-        """Take what of *names* is nobody's; a holder that cannot be asked is watched for `SILENCE`."""
-        contested = self._taken_of(names)
-        if names:  # what is ours is renewed while the others are outwaited
+    def acquire(self, names: Sequence[str]) -> None:
+        """Take the free leases among *names*; one of another machine is watched for `silence` seconds."""
+        contested = self._try_all(names)
+        if names:  # ours are renewed while the others are watched
             self._thread.start()
         here = {name for name, holder in contested.items() if is_on_this_machine(holder)}
-        self._outwait({name: h for name, h in contested.items() if name not in here})
-        contested |= self._taken_of(self._silent)
+        self._watch({name: h for name, h in contested.items() if name not in here})
+        contested |= self._try_all(self._watched)
         left = contested.keys() - self.mine - self.others.keys()
         self.others |= {name: named(contested[name]) for name in left}
         self._taken_at = time.monotonic()
 
     def confirm(self) -> None:
-        """Give up what another process has taken in the same moment; to be called before anything is sent."""
+        """Give up what another process has taken in the same moment; call it before anything is sent."""
         if self.mine:
-            time.sleep(max(0.0, self._taken_at + _SETTLING - time.monotonic()))
+            time.sleep(max(0.0, self._taken_at + self._settling - time.monotonic()))
         for name, holder in self._read(self.mine).items():
             if not self._is_ours(holder):
                 self._lose(name, holder)
 
     def release(self) -> None:
-        """Give all up."""
+        """Release all leases."""
         self._ended.set()
         if self._thread.is_alive():
-            self._thread.join(_LAST_WORD)
-        self._for_each_of_ours(self._give_up)
+            self._thread.join(_END_TIMEOUT)
+        self._for_each_of_ours(self._release_one)
         self._pool.shutdown(wait=False)
 
     def still_has(self, store: Store, name: str) -> bool:
-        """Ask *store* whether *name* is still ours; if not, it is another's from now on."""
+        """Ask *store* whether the lease *name* is still ours, and return the answer."""
         if self._is_ours(holder := read_lease(store, name)):
             return True
         self._lose(name, holder)
         return False
 
-    def _give_up(self, store: Store, name: str) -> None:
+    def _release_one(self, store: Store, name: str) -> None:
         if not self._is_ours(read_lease(store, name)):
             return
         try:
@@ -98,8 +97,8 @@ class Hold:
         except StorageError:  # no right to remove anything
             write_lease(store, self._me, name, released=True)
 
-    def _taken_of(self, names: Iterable[str]) -> dict[str, dict[str, Any]]:
-        """Take those of *names* that are free; the holders of the others."""
+    def _try_all(self, names: Iterable[str]) -> dict[str, dict[str, Any]]:
+        """Take those of *names* that are free, and return the holders of the others."""
         chosen = list(names)
         holders = self._stores.each(self._try, chosen)
         return {name: holder for name, holder in zip(chosen, holders, strict=True) if holder}
@@ -107,30 +106,30 @@ class Hold:
     def _try(self, store: Store, name: str) -> dict[str, Any] | None:
         begun = time.monotonic()
         holder = read_lease(store, name)
-        if holder is not None and not is_gone(holder) and holder != self._silent.get(name):
+        if holder is not None and not is_gone(holder) and holder != self._watched.get(name):
             return holder
         write_lease(store, self._me, name)
         self.mine.add(name)
-        if (seconds := time.monotonic() - begun) > _SETTLING:  # another may have it by now
+        if (seconds := time.monotonic() - begun) > self._settling:  # another may have it by now
             self.unsure[name] = f"the store took {seconds:.0f} s to say whose it is"
         return None
 
-    def _outwait(self, contested: Mapping[str, dict[str, Any]]) -> None:
-        """Watch the holders of *contested*: who shows a sign of life keeps what he has."""
-        self._silent = dict(contested)
-        if self._silent:
+    def _watch(self, contested: Mapping[str, dict[str, Any]]) -> None:
+        """Watch the leases of *contested*: a holder that renews its own keeps it."""
+        self._watched = dict(contested)
+        if self._watched:
             who = ", ".join(sorted({named(holder) for holder in contested.values()}))
             _log.warning(
                 "%s had %d W&B folders; taking them over if it is silent for %g seconds",
-                who, len(contested), self._seconds,
+                who, len(contested), self._silence,
             )  # fmt: skip
-        until = time.monotonic() + self._seconds
-        while self._silent and time.monotonic() < until:
-            time.sleep(min(self._seconds / 10, 1.0))
-            for name, now in self._read(self._silent).items():
-                if now is not None and now != self._silent[name] and not is_gone(now):
+        until = time.monotonic() + self._silence
+        while self._watched and time.monotonic() < until:
+            time.sleep(min(self._silence / 10, 1.0))
+            for name, now in self._read(self._watched).items():
+                if now is not None and now != self._watched[name] and not is_gone(now):
                     self.others[name] = named(now)
-                    del self._silent[name]
+                    del self._watched[name]
 
     def _read(self, names: Iterable[str]) -> dict[str, dict[str, Any] | None]:
         chosen = sorted(names)
@@ -144,7 +143,7 @@ class Hold:
         self.others[name] = "another process" if holder is None else named(holder)
 
     def _renew(self) -> None:
-        while not self._ended.wait(self._seconds / 3):
+        while not self._ended.wait(self._silence / 3):
             self._for_each_of_ours(self._renew_one)
 
     def _renew_one(self, store: Store, name: str) -> None:
@@ -152,7 +151,7 @@ class Hold:
             write_lease(store, self._me, name)
 
     def _for_each_of_ours(self, act: Callable[[Store, str], None]) -> None:
-        """*act* on each in threads of our own: those of the place may be fetching for minutes."""
+        """Call *act* for each in threads of our own: those of `ThreadedStore` may be fetching for minutes."""
 
         def attempt(name: str) -> None:
             with _failures_pass():
@@ -163,19 +162,21 @@ class Hold:
 
 
 @contextmanager
-def holding(stores: Stores, names: Sequence[str]) -> Iterator[Hold]:
-    """Hold what can be had of *names*, until the end."""
-    hold = Hold(stores)
+def leased_runs(
+    stores: ThreadedStore, names: Sequence[str], silence: float = 60.0, settling: float = 5.0
+) -> Iterator[RunLeases]:
+    """Hold in the block the free leases among *names*; see `RunLeases` for the seconds."""
+    leases = RunLeases(stores, silence, settling)
     try:
-        hold.take(names)
-        yield hold
+        leases.acquire(names)
+        yield leases
     finally:
-        hold.release()
+        leases.release()
 
 
 @contextmanager
 def _failures_pass() -> Iterator[None]:
-    """A lease that cannot be renewed or given up stops nobody's sync; the next gateway outwaits it."""
+    """Pass over a lease that cannot be renewed or released; the next gateway waits until it is stale."""
     try:
         yield
     except Exception as error:

@@ -1,24 +1,25 @@
-"""The copy of a log that is sent: whole records only, an end, files where they are now, no row twice.
+"""The copy of a log that is sent: whole records, an end, files where they are now, no row twice.
 
-The original is never changed.
+W&B appends rows, so what the server has of a run decides which rows are left out of the copy.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rl_research.sync.logs import LogFacts
+from rl_research.sync.logs import LogFacts, timestamps
+from rl_research.sync.server import RunThere
 from rl_research.tracking import Writer, parsed, records
 
 _CRASHED = 255  # the exit code of a process that did not come to its end
 
 
 @dataclass
-class LeftOut:
+class Skipped:
     """How much of a log the server has already; counted down while the copy is written."""
 
     rows: int = 0
@@ -43,7 +44,7 @@ class LeftOut:
 
 
 def write_copy(
-    facts: LogFacts, folder: Path, left_out: LeftOut, summary: Mapping[str, Any] | None = None
+    facts: LogFacts, folder: Path, left_out: Skipped, summary: Mapping[str, Any] | None = None
 ) -> Path:
     """Write what is to be sent of the log that *facts* describe into *folder*, and return its path.
 
@@ -128,3 +129,45 @@ def _moved(path: str, facts: LogFacts) -> str | None:
     """Where *path* is now, if it is not where the log has it."""
     now = facts.places.get(path)
     return None if now == path else now
+
+
+class Unclear(Exception):
+    """Raised when the server has rows that the logs do not account for."""
+
+
+def rows_delivered(logs: Sequence[LogFacts], there: RunThere) -> int:
+    """How many of the rows in *logs*, which follow one another, the server has.
+
+    W&B appends, so what it has of them is their beginning, and its last row tells where that ends.
+    Rows of other segments may stand before. Raises `Unclear`.
+    """
+    total = sum(facts.rows for facts in logs)
+    if 0 in (there.rows, total):
+        return 0
+    if there.last_row_at is None:
+        if there.rows > total:
+            raise Unclear(f"it has {there.rows:,} rows, and {total:,} are recorded here")
+        return there.rows
+    times = [at for facts in logs for at in timestamps(facts.log)]
+    matches = [number + 1 for number, at in enumerate(times) if at == there.last_row_at]
+    if matches:
+        found = there.rows if there.rows in matches else matches[-1]
+        if found > there.rows:
+            raise Unclear(f"it has {there.rows:,} rows, the last of which is row {found:,} here")
+        return found
+    known = [at for at in times if at is not None]
+    if known and min(known) <= there.last_row_at:
+        raise Unclear("its last row is not among those recorded here, and later than the first")
+    return 0
+
+
+def skipped_parts(logs: Sequence[LogFacts], there: RunThere) -> list[Skipped]:
+    """What is left out of each of *logs*."""
+    rows = rows_delivered(logs, there)
+    stats, lines = (there.stats, there.lines) if rows else (0, 0)
+    parts = []
+    for facts in logs:
+        part = Skipped(min(rows, facts.rows), min(stats, facts.stats), min(lines, facts.lines))
+        rows, stats, lines = rows - part.rows, stats - part.stats, lines - part.lines
+        parts.append(part)
+    return parts

@@ -10,15 +10,15 @@ from dataclasses import replace
 from typing import Any
 
 from rl_research.sync import server
-from rl_research.sync.choosing import Policy, reason_not_to_try
-from rl_research.sync.finding import LocalRun, find
+from rl_research.sync.eligibility import Policy, reason_to_skip
+from rl_research.sync.local_runs import LocalRun, find
 from rl_research.sync.outcome import Outcome
 
 _WAIT = 3.0  # seconds before a run's second try, doubled with each
 
 
 @contextmanager
-def opened(
+def open_runs(
     places: Sequence[str],
     options: Mapping[str, Any] | None = None,
     *,
@@ -33,9 +33,9 @@ def opened(
     runs = find([place for place in places if "://" not in place], include_online=include_online)
     with ExitStack() as stack:
         for url in dict.fromkeys(place for place in places if "://" in place):
-            from rl_research.sync import remote
+            from rl_research.sync import gateway
 
-            at_url = remote.staged(url, options, include_online=include_online, to_send=to_send)
+            at_url = gateway.fetched_runs(url, options, include_online=include_online, to_send=to_send)
             runs += stack.enter_context(at_url)
         yield runs
 
@@ -55,7 +55,7 @@ def deliver(
     outcomes: dict[int, Outcome] = {}
     todo = []
     for number, run in enumerate(runs):
-        if (outcome := reason_not_to_try(run, account, policy)) is None:
+        if (outcome := reason_to_skip(run, account, policy)) is None:
             todo.append(number)
         else:
             told(outcomes.setdefault(number, outcome))

@@ -6,12 +6,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO
 
-from rl_research.sync.choosing import Policy
-from rl_research.sync.finding import LocalRun, read_again
+from rl_research.sync.eligibility import Policy
 from rl_research.sync.liveness import is_live
+from rl_research.sync.local_runs import LocalRun, reread
 from rl_research.sync.logs import LogFacts, scan
 from rl_research.sync.outcome import Outcome, Verdict, outcome_of
-from rl_research.sync.sealing import LeftOut, write_copy
+from rl_research.sync.sent_copy import Skipped, write_copy
 from rl_research.sync.server import RunThere
 
 
@@ -24,7 +24,7 @@ class Job:
     problems: list[str]  # with logs that cannot be sent whole
     lock: IO[str] | None  # the file by which it is held, where the disk has locks
     there: RunThere | None = None  # what the server had before
-    left_out: list[LeftOut] = field(default_factory=list)
+    left_out: list[Skipped] = field(default_factory=list)
     copies: list[Path] = field(default_factory=list)
 
     @property
@@ -62,16 +62,16 @@ class Job:
             self.copies.append(write_copy(facts, place, replace(part), {} if number else summary))
 
 
-def job_of(run: LocalRun, lock: IO[str] | None, policy: Policy) -> Job | Verdict | Outcome:
+def prepare_job(run: LocalRun, lock: IO[str] | None, policy: Policy) -> Job | Verdict | Outcome:
     """What is to be sent of *run*, or why it is left alone."""
     # delivered, forced and then out of reach: nothing is pending, and the server is asked again
     names = list(run.logs) if policy.force or not run.pending else run.pending
     logs = [scan(run.logs[name], run.home) for name in names]
-    if is_live(run, logs):
+    if is_live(run, logs, policy.quiet):
         reason = "it is being written; its end will be synced"
         return outcome_of(run.ledger, run.place, "live", reason=reason, remedy="")
     if not all(facts.exited for facts in logs):  # its writer may have had a last word meanwhile
-        run = read_again(run)
+        run = reread(run)
         logs = [scan(run.logs[name], run.home) for name in names]
     job = Job(
         run, sorted(filter(_has_a_run, logs), key=lambda facts: facts.start), _problems(run.home, logs), lock

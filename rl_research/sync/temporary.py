@@ -17,7 +17,7 @@ _IN_USE = ".in-use"  # locked as long as its process lives
 
 
 @contextmanager
-def scratch() -> Iterator[Path]:
+def temporary_folder() -> Iterator[Path]:
     """A temporary folder, until the end of the block."""
     _sweep()
     folder, lock = _made()
