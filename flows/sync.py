@@ -16,7 +16,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 
 from rl_research.config import load_storage, refuse_secrets
 from rl_research.orchestration import NO_RETRIES, RETRY_TRANSIENT, publish_sync, publish_synced_link
-from rl_research.sync import LocalRun, Outcome, Policy, reason_to_skip, server, tries
+from rl_research.sync import LocalRun, Outcome, Policy, open_runs, reason_to_skip, wandb_account
 
 _AT_A_TIME = 4  # runs that are tried again; the first try is one call of wandb for many
 _RUNNER: Any = ThreadPoolTaskRunner(max_workers=_AT_A_TIME)
@@ -46,8 +46,8 @@ def sync(
     refuse_secrets(overrides, *where)
     options = dict(load_storage(overrides).options)
     policy = Policy(force=force, patient=True)
-    with tries.open_runs(where, options, include_online=include_online) as runs:
-        account = server.account()
+    with open_runs(where, options, include_online=include_online) as runs:
+        account = wandb_account()
         known = [reason_to_skip(run, account, policy) for run in runs]
         todo = [run for run, reason in zip(runs, known, strict=True) if reason is None]
         out_of_reach = [run.absent is not None for run in runs]
@@ -70,17 +70,17 @@ def _try_all(runs: Sequence[LocalRun], force: bool) -> list[Outcome]:
 @task(task_run_name="send together", **NO_RETRIES)
 def send_together(runs: Sequence[LocalRun], force: bool) -> list[Outcome]:
     """Try all *runs* in as few calls of wandb as possible."""
-    from rl_research.sync import deliver  # with wandb, which a look needs not
+    from rl_research.sync import deliver_runs  # with wandb, which a look needs not
 
-    return deliver(runs, Policy(force=force))
+    return deliver_runs(runs, Policy(force=force))
 
 
 @task(task_run_name="sync {run.run_id}", **RETRY_TRANSIENT)
 def deliver_run(run: LocalRun, first: Outcome, force: bool) -> Outcome | State[Any]:
-    """See to one run: what came of the first try, else tries of its own."""
-    from rl_research.sync import deliver
+    """Return the outcome of one run: of the first try, else of tries of its own."""
+    from rl_research.sync import deliver_runs
 
-    outcome = first if runtime.task_run.run_count == 1 else deliver([run], Policy(force=force))[0]
+    outcome = first if runtime.task_run.run_count == 1 else deliver_runs([run], Policy(force=force))[0]
     if outcome.state in ("partial", "retryable"):
         raise NotYet(outcome)
     if outcome.state == "synced":

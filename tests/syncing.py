@@ -31,7 +31,7 @@ def sync(
     """Sync what is in *where*, folders and URLs, once: what came of each run."""
     words = [str(place) for place in where]
     with tries.open_runs(words, options, include_online=include_online) as runs:
-        outcomes = tries.deliver(runs, Policy(**policy))
+        outcomes = tries.sync_runs(runs, Policy(**policy))
     return {outcome.run_id: outcome for outcome in outcomes}
 
 

@@ -22,8 +22,7 @@ from rl_research.errors import ConfigError
 from rl_research.flows.upload import upload
 from rl_research.runs.lease import DELIVERY, leased_folder
 from rl_research.runs.run import open_run
-from rl_research.sync import Policy, find
-from rl_research.sync.tries import deliver as sync
+from rl_research.sync import Policy, find, sync_runs as sync
 from rl_research.training import stages
 from rl_research.uploads import announce_late, pending, unannounced
 from rl_research.uploads.run_storage import RunStorage

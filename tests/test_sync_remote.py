@@ -333,7 +333,7 @@ def test_what_is_begun_stands_at_the_url_before_a_row_is_sent(
     assert json.loads(seen[0])["begun"] is True
     assert json.loads(store.read("wandb/sync-one.json"))["begun"] is False
     store.write("wandb/sync-one.json", seen[0])
-    monkeypatch.setattr(delivery.server, "ask", lambda *_: None)
+    monkeypatch.setattr(delivery.server, "ask_server", lambda *_: None)
     assert states(sync(url)) == {"one": "retryable"}
     assert len(seen) == 1
     assert server.run("one").steps == [0, 1, 2, 3]
@@ -349,7 +349,7 @@ def test_a_gateway_that_has_lost_a_run_sends_nothing_of_it(
     theirs = {"host": "elsewhere", "machine": "another", "process": 7, "token": "theirs"}
     with tries.open_runs([url]) as runs:
         store.write(f"one/wandb/{FILE}", json.dumps(theirs).encode())
-        outcomes = {outcome.run_id: outcome for outcome in tries.deliver(runs, Policy())}
+        outcomes = {outcome.run_id: outcome for outcome in tries.sync_runs(runs, Policy())}
     assert states(outcomes) == {"one": "busy", "two": "synced", "long": "synced"}
     assert "process 7 on elsewhere" in outcomes["one"].line()
     assert "one" not in server.run_ids

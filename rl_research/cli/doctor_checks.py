@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 from rl_research.config import Config
 from rl_research.errors import ConfigError, StorageError
 from rl_research.storage import Store, is_transient
-from rl_research.sync import Policy, find, reason_to_skip, server
+from rl_research.sync import Policy, Refused, Unreachable, ask_server, find, reason_to_skip, wandb_account
 from rl_research.system import without_password
 from rl_research.tracking import NoAnswer, WandbApi
 
@@ -84,7 +84,7 @@ def _release(package: str) -> tuple[int, ...]:
 
 
 def _wandb(config: Config) -> Iterator[Finding]:
-    account = server.account()
+    account = wandb_account()
     online = config.wandb.mode == "online"
     wanted = "broken" if online else "warning"
     try:
@@ -95,12 +95,12 @@ def _wandb(config: Config) -> Iterator[Finding]:
         return
     entity, project = config.wandb.entity or "", config.wandb.project
     try:
-        server.ask(account, entity, project, f"doctor-{secrets.token_hex(4)}")
-    except server.Refused as error:
+        ask_server(account, entity, project, f"doctor-{secrets.token_hex(4)}")
+    except Refused as error:
         remedy = "Check wandb.entity and wandb.project, or ask for the right to write there."
         yield Finding("W&B", wanted, f"{entity or 'your entity'}/{project}: {error}", remedy)
         return
-    except server.Unreachable as error:
+    except Unreachable as error:
         yield Finding("W&B", wanted, str(error), "Try again.")
         return
     yield Finding("W&B", "ok", f"{account.base_url} knows the key and answers for {project}")
@@ -186,7 +186,7 @@ def _disk(config: Config) -> Iterator[Finding]:
 def _runs(config: Config) -> Iterator[Finding]:
     folder = Path(config.runs_dir).expanduser()
     runs = find([folder]) if folder.is_dir() else []
-    account = server.account()
+    account = wandb_account()
     counts: Counter[str] = Counter()
     for run in runs:
         outcome = reason_to_skip(run, account, Policy())

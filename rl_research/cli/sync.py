@@ -78,12 +78,12 @@ def _say_nothing(_text: str) -> None:
 
 def _once(words: Sequence[str], wanted: _Wanted, policy: Policy, say: Callable[[str], None]) -> list[Outcome]:
     """Look at everything once; each line is said as soon as it is known."""
-    from rl_research.sync import tries
+    from rl_research.sync import open_runs, sync_runs
 
     storage, where = split_storage(words)
     options = _store_options(storage) if storage else {}
     online, to_send = wanted.include_online, not wanted.dry_run
-    with tries.open_runs(where or ["runs"], options, include_online=online, to_send=to_send) as runs:
+    with open_runs(where or ["runs"], options, include_online=online, to_send=to_send) as runs:
         if wanted.dry_run:
             return _would_send(runs, say, policy)
         with _progress(len(runs), wanted, say) as report:
@@ -91,7 +91,7 @@ def _once(words: Sequence[str], wanted: _Wanted, policy: Policy, say: Callable[[
                 from rl_research.sync import push
 
                 return push(runs, wanted.push, options, report)
-            return tries.deliver(runs, policy, tries=wanted.tries, told=report)
+            return sync_runs(runs, policy, tries=wanted.tries, report=report)
 
 
 def _store_options(overrides: Sequence[str]) -> dict[str, Any]:
@@ -101,9 +101,9 @@ def _store_options(overrides: Sequence[str]) -> dict[str, Any]:
 
 
 def _would_send(runs: Sequence[LocalRun], say: Callable[[str], None], policy: Policy) -> list[Outcome]:
-    from rl_research.sync import outcome_of, reason_to_skip, server
+    from rl_research.sync import outcome_of, reason_to_skip, wandb_account
 
-    account = server.account()
+    account = wandb_account()
     outcomes = []
     for run in runs:
         if (outcome := reason_to_skip(run, account, policy)) is None:

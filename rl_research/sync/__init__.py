@@ -1,6 +1,6 @@
 """Offline runs to Weights & Biases, each row once.
 
-`find` lists the runs below a folder, `delivery.deliver` syncs them and tells what came of each from
+`find` lists the runs below a folder, `sync_runs` syncs them and returns the outcome of each from
 evidence (it alone imports wandb), `is_verified` says whether a run's local copy may go. A run's ledger
 stands beside its segments; see docs/sync.md.
 """

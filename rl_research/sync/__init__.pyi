@@ -1,4 +1,4 @@
-from .delivery import deliver as deliver
+from .delivery import deliver_runs as deliver_runs
 from .eligibility import Policy as Policy, reason_to_skip as reason_to_skip
 from .local_runs import (
     LocalRun as LocalRun,
@@ -14,3 +14,11 @@ from .outcome import (
     outcome_of as outcome_of,
 )
 from .pushing import push as push
+from .server import (
+    Account as Account,
+    Refused as Refused,
+    Unreachable as Unreachable,
+    ask_server as ask_server,
+    wandb_account as wandb_account,
+)
+from .tries import open_runs as open_runs, sync_runs as sync_runs

@@ -1,4 +1,4 @@
-"""Several runs, from what they recorded to what the server has acknowledged."""
+"""Delivery of several runs in few calls of wandb, from their logs to what the server has acknowledged."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ from rl_research.sync.temporary import temporary_folder
 
 _BATCH = 50  # runs in one call of wandb
 _QUESTIONS = 8  # that the server is asked at a time
-_SETTLING = (0.0, 0.5, 2.0)  # seconds to wait before the server is asked again what it has
+_WAITS = (0.0, 0.5, 2.0)  # seconds to wait before the server is asked again what it has
 
 
-def deliver(runs: Sequence[LocalRun], policy: Policy) -> list[Outcome]:
-    """Sync *runs*, many in one call of wandb, and return what came of each, in their order.
+def deliver_runs(runs: Sequence[LocalRun], policy: Policy) -> list[Outcome]:
+    """Sync *runs*, many in one call of wandb, and return their outcomes in the same order.
 
     Raises nothing for what goes wrong with a run or the server: that is in the outcomes.
     """
-    account = server.account()
+    account = server.wandb_account()
     outcomes: dict[Key, Outcome] = {}
     for start in range(0, len(runs), _BATCH):
         for run, outcome in _deliver_batch(runs[start : start + _BATCH], account, policy):
@@ -68,7 +68,7 @@ def _deliver_batch(
 def _prepare(
     run: LocalRun, account: Account, policy: Policy, lock: IO[str] | Exception | None
 ) -> Job | Verdict | Outcome:
-    """Read the logs of *run*, which *lock* holds, as they are now."""
+    """Read the logs of *run*, which *lock* protects, as they are now."""
     try:
         if isinstance(lock, Exception):
             raise lock
@@ -82,7 +82,7 @@ def _prepare(
 
 
 def _positions(jobs: Sequence[Job], account: Account, policy: Policy) -> list[tuple[Job, Verdict | None]]:
-    """Ask the server how far each run is; a verdict where nothing can be sent.
+    """Ask the server how far each run is; return a verdict where nothing can be sent.
 
     If it does not answer for the first, it is not asked for the others.
     """
@@ -100,7 +100,7 @@ def _position(job: Job, account: Account, policy: Policy) -> Verdict | None:
     if account.key is None:
         return Verdict("blocked", "no API key is set.", "Set WANDB_API_KEY or run `wandb login`.")
     try:
-        job.there = server.ask(account, *job.path)
+        job.there = server.ask_server(account, *job.path)
         if job.there is None and job.run.ledger.begun and not policy.force:
             return Verdict(
                 "retryable",
@@ -135,7 +135,7 @@ def _send(jobs: Sequence[Job], account: Account) -> Iterator[tuple[LocalRun, Out
                 yield job.run, problem
         ready: list[Job] = []
         with ThreadPoolExecutor(_QUESTIONS) as pool:
-            problems = list(pool.map(_begun, copied))
+            problems = list(pool.map(_start_recorded, copied))
         for job, problem in zip(copied, problems, strict=True):
             if problem is None:
                 ready.append(job)
@@ -145,7 +145,7 @@ def _send(jobs: Sequence[Job], account: Account) -> Iterator[tuple[LocalRun, Out
 
 
 def _copied(job: Job, folder: Path, account: Account) -> Outcome | None:
-    """Write what is sent into *folder*; or why that cannot be."""
+    """Write the copies of *job* into *folder*; return the outcome if that fails."""
     try:
         job.write_copies(folder)
     except OSError as error:  # no room for the copy, or no right to read
@@ -155,8 +155,8 @@ def _copied(job: Job, folder: Path, account: Account) -> Outcome | None:
     return None
 
 
-def _begun(job: Job) -> Outcome | None:
-    """Write into the ledger that rows may arrive; or why that cannot be."""
+def _start_recorded(job: Job) -> Outcome | None:
+    """Write into the ledger that rows may arrive; return the outcome if nothing may be sent."""
     try:
         verdict = record_start(job.run)
     except (OSError, StorageError) as error:
@@ -189,12 +189,12 @@ def _send_copies(jobs: Sequence[Job], attempt: Path, account: Account) -> Iterat
 
 
 def _ask_again(job: Job, verdict: Verdict, account: Account) -> RunThere | None:
-    """What the server has now; it is given a moment to know of what it has just acknowledged."""
+    """Return what the server has now; it gets a moment to know what it has just acknowledged."""
     there = None
-    for wait in _SETTLING:
+    for wait in _WAITS:
         time.sleep(wait)
         try:
-            there = server.ask(account, *job.path)
+            there = server.ask_server(account, *job.path)
         except (Refused, Unreachable):
             return None
         if confirm(job, verdict, there).state == verdict.state:

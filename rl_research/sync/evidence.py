@@ -24,7 +24,7 @@ _HTTP = "api: HTTP error"
 
 @dataclass
 class Evidence:
-    """What the log of a sync says of one segment."""
+    """Evidence of one segment in the log of a sync."""
 
     rows: int = 0  # acknowledged
     offset: int | None = None  # where the first of them went
@@ -36,7 +36,7 @@ class Evidence:
     _pending: Mapping[str, Any] = field(default_factory=dict)
 
     def take(self, event: Mapping[str, Any]) -> None:
-        """Take one event into account."""
+        """Take one event of the log into account."""
         text = str(event.get("msg", ""))
         if text == "filestream: sending request":
             self._pending = event
@@ -60,7 +60,7 @@ class Evidence:
 
 
 def read_evidence(folder: Path) -> dict[str, Evidence]:
-    """The evidence below *folder*, by the path of the log that was synced; empty if there is none."""
+    """Return the evidence below *folder* by the path of the log that was synced; empty if there is none."""
     found: dict[str, Evidence] = {}
     for event in _events(folder):
         if path := event.get("sync_path"):
@@ -91,7 +91,7 @@ def _one_line(text: str, event: Mapping[str, Any]) -> str:
     return " ".join(whole.split())[:300]
 
 
-_PATIENCE = 5  # times that a refusal which is no matter of rights is taken for a passing one
+_MAX_REFUSALS = 5  # refusals, other than for missing rights, after which a run is blocked
 _NO_RIGHTS = frozenset({401, 403})
 _REFUSALS = frozenset({400, 404, 409, 413, 422})
 _REMEDIES = {
@@ -104,7 +104,7 @@ _FORCE = "Put it back, then: rl-research sync --force"
 
 
 def judge(job: Job, found: Mapping[str, Evidence], sent: Sent) -> Verdict:
-    """What the evidence says; the server has not been asked again yet."""
+    """Return the verdict of the evidence, before the server is asked again."""
     parts = [found.get(str(copy)) for copy in job.copies]
     seen = [part for part in parts if part is not None]
     statuses = set().union(*(part.statuses for part in seen)) if seen else set()
@@ -116,7 +116,7 @@ def judge(job: Job, found: Mapping[str, Evidence], sent: Sent) -> Verdict:
         return Verdict("blocked", f"{reason} (HTTP {refused[0]}).", _REMEDIES[refused[0]])
     state = "partial" if any(part.rows for part in seen) else "retryable"
     if refused := sorted(statuses & _REFUSALS):
-        stuck = job.run.ledger.attempts + 1 >= _PATIENCE
+        stuck = job.run.ledger.attempts + 1 >= _MAX_REFUSALS
         remedy = _REMEDIES.get(refused[0], "")
         return Verdict("blocked" if stuck else state, f"{reason} (HTTP {refused[0]}).", remedy)
     status = f" (HTTP {max(statuses)})" if statuses else ""
@@ -124,7 +124,7 @@ def judge(job: Job, found: Mapping[str, Evidence], sent: Sent) -> Verdict:
 
 
 def _shortfall(job: Job, seen: list[Evidence], sent: Sent) -> str:
-    """What is missing for a success, in a few words."""
+    """Return what is missing for a success, in a few words; empty if nothing is."""
     errors = [error for part in seen for error in part.errors]
     rows = sum(part.rows for part in seen)
     if errors:
@@ -143,7 +143,7 @@ def _shortfall(job: Job, seen: list[Evidence], sent: Sent) -> str:
 
 
 def _of_losses(job: Job, seen: list[Evidence]) -> Verdict:
-    """All was sent that could be; was that all?"""
+    """Return the verdict where everything that could be sent was sent."""
     lost = [f"lost: {path}." for part in seen for path in part.lost]
     problems = [*job.problems, *(text for text in lost if not job.problems)]
     if not problems:
@@ -166,7 +166,7 @@ def _without_evidence(sent: Sent) -> Verdict:
 
 
 def confirm(job: Job, verdict: Verdict, there: RunThere | None) -> Verdict:
-    """A success stands only if the server, where it answers, has as many rows as it should."""
+    """Return *verdict*; a success stands only if the server, where it answers, has all rows."""
     if verdict.state != "synced" or there is None or job.there is None:
         return verdict
     expected = job.there.rows + job.rows_to_send

@@ -1,6 +1,6 @@
-"""Runs that others have pushed to a URL: fetched, synced from here, their ledgers brought back.
+"""Runs that other machines have pushed to a URL: fetched, synced from here, their ledgers written back.
 
-One gateway at a time has a W&B folder there; see `gateways`.
+A machine that does so is a gateway. One at a time has the lease of a W&B folder; see `gateway_lease`.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from rl_research.storage import Store, below, is_transient
 from rl_research.sync import gateway_lease, ledger as ledgers
 from rl_research.sync.gateway_lease import RunLeases
 from rl_research.sync.ledger import Ledger, run_id_of
-from rl_research.sync.local_runs import LocalRun, absent, find, is_segment
+from rl_research.sync.local_runs import LocalRun, absent_run, find, is_segment
 from rl_research.sync.outcome import Verdict
 from rl_research.sync.temporary import temporary_folder
-from rl_research.sync.threaded_store import ThreadedStore, why, with_retries
+from rl_research.sync.threaded_store import ThreadedStore, verdict_of, with_retries
 from rl_research.system import without_password
 
 _log = logging.getLogger(__name__)
@@ -49,15 +49,15 @@ class _RemoteRun:
 
 @dataclass
 class _Fetched:
-    """What of a URL has been fetched into the local *folder*, and why the rest has not."""
+    """Runs of a URL that have been fetched into the local *folder*, and why others have not."""
 
     stores: ThreadedStore
     hold: RunLeases
     folder: Path
     absent: dict[_RemoteRun, Verdict] = field(default_factory=dict)
 
-    def leave_out_others(self, homes: Iterable[_RemoteRun]) -> None:
-        """Have nothing of what another gateway syncs, or may."""
+    def drop_others(self, homes: Iterable[_RemoteRun]) -> None:
+        """Drop what another gateway syncs, or may sync."""
         for home in homes:
             why = self.hold.unsure.get(home.lease)
             if holder := self.hold.others.get(home.lease):
@@ -67,32 +67,32 @@ class _Fetched:
                 shutil.rmtree(self.folder / home.name, ignore_errors=True)
 
     def is_lost(self, name: str) -> bool:
-        """Whether *name* belongs to what another gateway has taken over meanwhile."""
+        """Return whether *name* belongs to a run that another gateway has taken over meanwhile."""
         lost = (posixpath.dirname(lease) for lease in list(self.hold.others))
         return any(not folder or name.startswith(f"{folder}/") for folder in lost)
 
     def addressed(self, run: LocalRun, url: str) -> LocalRun:
-        """*run*, which has been fetched, with its address below *url*."""
+        """Return *run*, which has been fetched, with its address below *url*."""
         name = run.home.relative_to(self.folder).as_posix()
         address = below(url, "" if name == "." else name)
         return replace(run, address=address, claim=partial(self._claim, run.folder))
 
     def _claim(self, folder: Path, ledger: Ledger) -> Verdict | None:
-        """Keep *ledger* at the URL for the run in *folder*, if that is still ours; or why not."""
+        """Write *ledger* at the URL for the run in *folder* if its lease is still ours; return why not."""
         names = (folder / gateway_lease.FILE, ledgers.path_in(folder, ledger.run_id))
         lease, kept = (path.relative_to(self.folder).as_posix() for path in names)
         try:
             if self.stores.each(self.hold.still_has, [lease]) == [False]:
                 return Verdict("busy", f"{self.hold.others[lease]} is syncing it.")
             self.stores.each(lambda store, name: store.write(name, ledgers.encoded(ledger)), [kept])
-        except Exception as error:  # noqa: BLE001  # what is neither is raised again
-            return why(error)
+        except Exception as error:  # noqa: BLE001  # `verdict_of` raises what is no failure of the store
+            return verdict_of(error)
         return None
 
-    def absentees(self, url: str) -> list[LocalRun]:
-        """What has not been fetched from *url*."""
+    def absent_runs(self, url: str) -> list[LocalRun]:
+        """Return the runs that have not been fetched from *url*."""
         return [
-            absent(address := below(url, home.name), posixpath.basename(address), why)
+            absent_run(address := below(url, home.name), posixpath.basename(address), why)
             for home, why in sorted(self.absent.items())
         ]
 
@@ -101,57 +101,57 @@ class _Fetched:
 def fetched_runs(
     url: str, options: Mapping[str, Any] | None = None, *, include_online: bool = False, to_send: bool = True
 ) -> Iterator[list[LocalRun]]:
-    """The runs at *url* that may have something to deliver, in a local folder until the end.
+    """Yield the runs at *url* that may have something to deliver, in a local folder.
 
-    Then the ledgers and records that have changed are written beside the runs. What cannot be had is
-    named with the reason, a place that cannot be asked in the stead of its runs. If they are *to_send*,
-    they are held against other gateways. Raises `ConfigError` if nothing is there.
+    At the end the ledgers and records that have changed are written beside the runs. A run that cannot be
+    fetched is among them with the reason, and so is a place that cannot be listed. If they are *to_send*,
+    their leases are held. Raises `ConfigError` if nothing is there.
     """
     shown = without_password(url)
     with ExitStack() as stack:
         try:
             stage = _fetched(url, options, stack, to_send=to_send)
-        except Exception as error:  # noqa: BLE001  # what is neither is raised again
-            yield [absent(shown, shown, why(error))]
+        except Exception as error:  # noqa: BLE001  # `verdict_of` raises what is no failure of the store
+            yield [absent_run(shown, shown, verdict_of(error))]
             return
         here = [stage.folder] if stage.folder.exists() else []
         found = find(here, include_online=include_online)
-        before = _notes(stage.folder)
+        before = _written_files(stage.folder)
         try:
-            yield [*(stage.addressed(run, shown) for run in found), *stage.absentees(shown)]
+            yield [*(stage.addressed(run, shown) for run in found), *stage.absent_runs(shown)]
         finally:
-            _bring_back(stage, before)
+            _write_back(stage, before)
 
 
 def _fetched(url: str, options: Mapping[str, Any] | None, stack: ExitStack, *, to_send: bool) -> _Fetched:
-    """Fetch what may have something to deliver; *stack* ends what that needs until the runs are synced."""
+    """Fetch what may have something to deliver; *stack* closes what is needed until the runs are synced."""
     stores = stack.enter_context(ThreadedStore(url, options))
-    homes = _homes_at(stores)
+    homes = _runs_at(stores)
     leases = [home.lease for home in homes if to_send]
     hold = stack.enter_context(gateway_lease.leased_runs(stores, leases))
     stage = _Fetched(stores, hold, stack.enter_context(temporary_folder()) / _folder_for(url))
-    stage.leave_out_others(homes)
+    stage.drop_others(homes)
     chosen = [home for home in homes if home not in stage.absent]
-    failures = stores.each(lambda store, home: _fetch_home(store, home, stage.folder), chosen)
+    failures = stores.each(lambda store, home: _fetch_run(store, home, stage.folder), chosen)
     stage.absent |= {home: why for home, why in zip(chosen, failures, strict=True) if why}
     hold.confirm()
-    stage.leave_out_others(homes)
+    stage.drop_others(homes)
     return stage
 
 
 def _folder_for(url: str) -> str:
-    """How what is at *url* is called here: a run's folder as there, by which its segments are known."""
+    """Return the local name of what is at *url*; a run's folder keeps its name, which its segments know."""
     name = posixpath.basename(url.rstrip("/"))
     return name if name not in ("", "wandb") else "fetched"
 
 
-def _homes_at(stores: ThreadedStore) -> list[_RemoteRun]:
-    """The folders at or below the URL that hold W&B folders, or are one, and are not done with."""
+def _runs_at(stores: ThreadedStore) -> list[_RemoteRun]:
+    """Return the folders at or below the URL that hold W&B folders with something to deliver."""
     files, top = with_retries(lambda: stores.mine().content())
     if any(map(is_segment, top)) or "wandb" in top:
-        found = [with_retries(lambda: _homes(stores.mine(), "", 1))]
+        found = [with_retries(lambda: _runs_below(stores.mine(), "", 1))]
     else:
-        found = stores.each(lambda store, name: _homes(store, name, _DEPTH), top)
+        found = stores.each(lambda store, name: _runs_below(store, name, _DEPTH), top)
     homes = sorted({home for some in found for home in some})
     if not homes and any(name.endswith(".wandb") for name in files):
         raise ConfigError(f"{stores.url}: a segment by itself. Name the folder of its run.")
@@ -160,7 +160,7 @@ def _homes_at(stores: ThreadedStore) -> list[_RemoteRun]:
     return homes
 
 
-def _homes(store: Store, name: str, depth: int) -> list[_RemoteRun]:
+def _runs_below(store: Store, name: str, depth: int) -> list[_RemoteRun]:
     files, below_it = store.content(name)
     if any(map(is_segment, below_it)):
         return [_RemoteRun(name, name)] if _has_news(store, name, files, below_it) else []
@@ -173,12 +173,12 @@ def _homes(store: Store, name: str, depth: int) -> list[_RemoteRun]:
         home
         for folder in below_it
         if folder not in NOT_FETCHED
-        for home in _homes(store, posixpath.join(name, folder), depth - 1)
+        for home in _runs_below(store, posixpath.join(name, folder), depth - 1)
     ]
 
 
 def _has_news(store: Store, folder: str, files: Iterable[str], below_it: Iterable[str]) -> bool:
-    """Whether a segment in the W&B folder *folder* is not as a ledger there knows it."""
+    """Return whether a segment in the W&B folder *folder* is not as a ledger there knows it."""
     known: dict[str, int] = {}
     for name in files:
         if run_id_of(name):
@@ -198,13 +198,13 @@ def _delivered(content: bytes) -> dict[str, int]:
         return {}  # a ledger that cannot be read: its run is looked at again
 
 
-def _fetch_home(store: Store, home: _RemoteRun, stage: Path) -> Verdict | None:
-    """Fetch all of *home* into *stage*, or nothing: then why."""
+def _fetch_run(store: Store, home: _RemoteRun, stage: Path) -> Verdict | None:
+    """Fetch all of *home* into *stage*, or nothing and return why."""
     try:
         _fetch(store, home.name, stage / home.name, leave_out=NOT_FETCHED)
-    except Exception as error:  # noqa: BLE001  # what is neither is raised again
+    except Exception as error:  # noqa: BLE001  # `verdict_of` raises what is no failure of the store
         shutil.rmtree(stage / home.name)
-        return why(error)
+        return verdict_of(error)
     return None
 
 
@@ -221,17 +221,17 @@ def _fetch(store: Store, name: str, target: Path, leave_out: Container[str] = ()
             _fetch(store, posixpath.join(name, folder), target / folder)
 
 
-def _notes(stage: Path) -> dict[Path, bytes]:
-    """What a sync writes: ledgers, and the records of runs."""
+def _written_files(stage: Path) -> dict[Path, bytes]:
+    """Return the files that a sync writes: ledgers, and the records of runs."""
     return {
         path: path.read_bytes() for pattern in ("sync-*.json", "run.json") for path in stage.rglob(pattern)
     }
 
 
-def _bring_back(stage: _Fetched, before: Mapping[Path, bytes]) -> None:
-    """Write what has changed; what cannot be written costs a question to the server next time."""
+def _write_back(stage: _Fetched, before: Mapping[Path, bytes]) -> None:
+    """Write the files that have changed; one that fails costs a question to the server next time."""
     store = stage.stores.mine()
-    for path, content in _notes(stage.folder).items():
+    for path, content in _written_files(stage.folder).items():
         name = path.relative_to(stage.folder).as_posix()
         if before.get(path) == content or stage.is_lost(name):
             continue

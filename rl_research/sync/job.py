@@ -1,4 +1,4 @@
-"""From a run on disk to what is to be sent of it, or to the reason why nothing is."""
+"""A run on disk prepared for sending, or the reason why nothing of it is sent."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ class Job:
 
     @property
     def path(self) -> tuple[str, str, str]:
-        """Entity, project and id."""
+        """Entity, project and id of the W&B run."""
         first = self.logs[0]
         return first.entity, first.project, first.run_id
 
     @property
     def rows_before(self) -> int:
-        """How many of the run's rows the server had before."""
+        """Rows of the run that the server had before."""
         chosen = {facts.log for facts in self.logs}
         known = self.run.ledger.segments
         others = sum(
@@ -45,7 +45,7 @@ class Job:
 
     @property
     def rows_to_send(self) -> int:
-        """How many rows are sent now."""
+        """Rows that are sent now."""
         return sum(facts.rows for facts in self.logs) - sum(part.rows for part in self.left_out)
 
     @property
@@ -54,7 +54,7 @@ class Job:
         return sum(facts.size + facts.payload for facts in self.logs)
 
     def write_copies(self, folder: Path) -> None:
-        """Write what is sent into *folder*; the logs themselves stay as they are."""
+        """Write the copies that are sent into *folder*; the logs themselves stay as they are."""
         summary = self.there.summary if self.there else {}
         self.copies = []
         for number, (facts, part) in enumerate(zip(self.logs, self.left_out, strict=True)):
@@ -63,7 +63,7 @@ class Job:
 
 
 def prepare_job(run: LocalRun, lock: IO[str] | None, policy: Policy) -> Job | Verdict | Outcome:
-    """What is to be sent of *run*, or why it is left alone."""
+    """Return what is to be sent of *run*, or why nothing is."""
     # delivered, forced and then out of reach: nothing is pending, and the server is asked again
     names = list(run.logs) if policy.force or not run.pending else run.pending
     logs = [scan(run.logs[name], run.home) for name in names]

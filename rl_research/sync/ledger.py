@@ -1,4 +1,4 @@
-"""What is known of a run's delivery: one small file per run, ``wandb/sync-RUN_ID.json``.
+"""Ledger of a run's delivery: one small file per run, ``wandb/sync-RUN_ID.json``.
 
 It stands beside the segments, so that it goes where they go.
 """
@@ -24,7 +24,7 @@ STUCK = ("blocked", "unverified")
 
 
 class Segment(TypedDict):
-    """What is known of one segment: the log's size, its rows, and whether all of it has arrived."""
+    """One segment: the size of its log, its rows, and whether all of it has arrived."""
 
     size: int
     rows: int
@@ -33,7 +33,7 @@ class Segment(TypedDict):
 
 @dataclass
 class Ledger:
-    """One run's delivery. Times are seconds since 1970."""
+    """Delivery of one run. Times are seconds since 1970."""
 
     run_id: str
     state: str = "new"  # synced, partial, retryable, blocked, unverified
@@ -65,18 +65,18 @@ _NAMES = frozenset(entry.name for entry in fields(Ledger))
 
 
 def path_in(folder: Path, run_id: str) -> Path:
-    """Where the ledger of *run_id* is whose segments are in *folder*."""
+    """Return the path of the ledger of *run_id*, whose segments are in *folder*."""
     return folder / f"{_PREFIX}{run_id}{_SUFFIX}"
 
 
 def run_id_of(name: str) -> str | None:
-    """The run whose ledger the file *name* is, None for another file."""
+    """Return the run whose ledger the file *name* is, None for another file."""
     is_one = name.startswith(_PREFIX) and name.endswith(_SUFFIX)
     return name[len(_PREFIX) : -len(_SUFFIX)] if is_one else None
 
 
 def read(folder: Path, run_id: str) -> Ledger:
-    """The ledger of *run_id*; a new one if there is none, or none that can be read."""
+    """Return the ledger of *run_id*, a new one if there is none that can be read."""
     path = path_in(folder, run_id)
     try:
         found = json.loads(path.read_bytes())
@@ -92,17 +92,17 @@ def read(folder: Path, run_id: str) -> Ledger:
 
 
 def write(folder: Path, ledger: Ledger) -> None:
-    """Keep *ledger*, whole or not at all."""
+    """Write *ledger*, whole or not at all."""
     write_atomically(path_in(folder, ledger.run_id), encoded(ledger))
 
 
 def encoded(ledger: Ledger) -> bytes:
-    """*ledger* as it is kept."""
+    """Return *ledger* as it is stored."""
     return (json.dumps(asdict(ledger), indent=1) + "\n").encode()
 
 
 def lock(folder: Path, run_id: str) -> AbstractContextManager[IO[str]]:
-    """Hold the run against another sync; raise `Locked` if one has it.
+    """Lock the run in the block; raise `Locked` if another sync has it.
 
     A child that inherits the file holds the lock, too, even if this process is killed.
     """

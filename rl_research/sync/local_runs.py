@@ -36,29 +36,29 @@ class LocalRun:
 
     @property
     def place(self) -> str:
-        """Where the run is, for people."""
+        """Folder or address of the run, for people."""
         return self.address or str(self.home)
 
     @property
     def home(self) -> Path:
-        """The folder that holds the run: what is copied or moved with it is below."""
+        """Folder that holds the run, and everything that is copied or moved with it."""
         return self.folder.parent if self.folder.name == "wandb" else self.folder
 
     @property
     def is_unchanged(self) -> bool:
-        """Whether the logs are those that the ledger speaks of."""
+        """Whether the logs have the sizes that the ledger knows."""
         return self.sizes == {
             name: part["size"] for name, part in self.ledger.segments.items() if name in self.sizes
         }
 
     @property
     def is_done(self) -> bool:
-        """Whether everything there is has been delivered."""
+        """Whether all segments have been delivered."""
         return self.ledger.is_synced and self.is_unchanged
 
     @property
     def pending(self) -> list[str]:
-        """The segments that have not been delivered as they are now."""
+        """Segments that have not been delivered as they are now."""
         known = self.ledger.segments
         return [
             name
@@ -68,7 +68,7 @@ class LocalRun:
 
 
 def find(paths: Iterable[str | os.PathLike[str]], *, include_online: bool = False) -> list[LocalRun]:
-    """The runs in *paths*: logs, segments, W&B folders, run folders or anything above them.
+    """Return the runs in *paths*: logs, segments, W&B folders, run folders or anything above them.
 
     Raises `ConfigError` for a path that is not there.
     """
@@ -80,17 +80,17 @@ def find(paths: Iterable[str | os.PathLike[str]], *, include_online: bool = Fals
 
 
 def is_segment(name: str) -> bool:
-    """Whether a folder of this *name* is a segment, as W&B names them."""
+    """Return whether a folder of this *name* is a segment, as W&B names them."""
     return _SEGMENT.fullmatch(name) is not None
 
 
-def absent(address: str, run_id: str, why: Verdict) -> LocalRun:
-    """A run at a URL that is not here, or a place that could not be asked for its runs."""
+def absent_run(address: str, run_id: str, why: Verdict) -> LocalRun:
+    """Return a run at a URL that could not be fetched, or a place that could not be listed."""
     return LocalRun(Path(), run_id, {}, {}, Ledger(run_id), address, why)
 
 
 def reread(run: LocalRun) -> LocalRun:
-    """*run* as it is on disk now."""
+    """Return *run* as it is on disk now."""
     sizes = {name: log.stat().st_size for name, log in run.logs.items() if log.exists()}
     logs = {name: run.logs[name] for name in sizes}
     known = ledgers.read(run.folder, run.run_id)
@@ -124,7 +124,7 @@ def _below(folder: Path, depth: int, *, include_online: bool) -> Iterator[LocalR
     segments = [name for name in folders if is_segment(name)]
     if segments:
         for run in _grouped(folder, names, segments):
-            if include_online or not all(map(_is_online, run.logs)) or _is_owed(run):
+            if include_online or not all(map(_is_online, run.logs)) or _owes_rows(run):
                 yield run
     elif depth > 0:
         if any(name in names for name in _RUN_FOLDER):
@@ -134,14 +134,14 @@ def _below(folder: Path, depth: int, *, include_online: bool) -> Iterator[LocalR
                 yield from _below(folder / name, depth - 1, include_online=include_online)
 
 
-def _is_owed(run: LocalRun) -> bool:
-    """Whether an online run of ours says itself, or has died before it could, that rows are missing."""
+def _owes_rows(run: LocalRun) -> bool:
+    """Return whether rows of an online run are missing, as its record says or because it was killed."""
     record = read_record(run.home)
     return record is not None and record.has_wandb_run and record.wandb.finished is not True
 
 
 def _grouped(folder: Path, names: Iterable[str], chosen: Iterable[str]) -> Iterator[LocalRun]:
-    """The runs of the *chosen* segments of one W&B folder, which holds *names*.
+    """Yield the runs of the *chosen* segments of one W&B folder, which holds *names*.
 
     The online segments of a run that went on offline belong to it: what they could not send comes first.
     """
@@ -164,7 +164,7 @@ def _grouped(folder: Path, names: Iterable[str], chosen: Iterable[str]) -> Itera
 
 
 def _log_of(segment: Path) -> tuple[Path, int] | None:
-    """The log in *segment* and its size; its name is guessed first, because listings cost."""
+    """Return the log in *segment* and its size; its name is guessed first, because listings cost."""
     rest = _name_after_date(segment.name)
     for guess in sorted({rest, _NUMBERED.sub("", rest)}, reverse=True):
         log = segment / f"run-{guess}.wandb"
@@ -186,7 +186,7 @@ def _run_id_of(log: Path) -> str:
 
 
 def _without_off(run_id: str, others: Container[str], folder: Path) -> str:
-    """The run that *run_id* is a part of: a failed online start goes on as ``X-off``."""
+    """Return the run that *run_id* is a part of: a failed online start goes on as ``X-off``."""
     stem = run_id.removesuffix("-off")
     return stem if stem in others or stem == folder.parent.name else run_id
 
@@ -200,7 +200,7 @@ def _is_online(segment: str) -> bool:
 
 
 def is_verified(run_dir: Path) -> bool:
-    """Whether everything that the run in *run_dir* has recorded for W&B has arrived there.
+    """Return whether everything that the run in *run_dir* has recorded for W&B has arrived there.
 
     False for a run without W&B segments: then nobody has what it recorded.
     """
@@ -209,13 +209,13 @@ def is_verified(run_dir: Path) -> bool:
 
 
 def synced_at(run_dir: Path) -> float | None:
-    """When the last of *run_dir* was delivered, in seconds since 1970; None if not everything was."""
+    """Return when the last of *run_dir* was delivered, in seconds since 1970; None if not everything was."""
     if not is_verified(run_dir):
         return None
     return max(run.ledger.synced_at or 0.0 for run in find([run_dir], include_online=True))
 
 
 def was_sent(log: Path, run_id: str) -> bool:
-    """Whether any of *log*, a segment's of *run_id*, may have reached a server."""
+    """Return whether any of *log*, of a segment of *run_id*, may have reached a server."""
     beside = [log.with_name(f"{log.name}.{mark}") for mark in ("synced", "syncstate")]
     return any(p.exists() for p in (*beside, ledger.path_in(log.parent.parent, run_id)))

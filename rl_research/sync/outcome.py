@@ -1,4 +1,4 @@
-"""What came of a run's sync, and what a script is told of it."""
+"""Outcome of a run's sync: for people, for scripts, as an exit code."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _LATER, _STUCK = 75, 2
 
 @dataclass(frozen=True)
 class Verdict:
-    """What is to be said of a run, and what to do about it."""
+    """State of a run after a sync, the reason, and what to do about it."""
 
     state: str
     reason: str = ""
@@ -35,7 +35,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Outcome:
-    """One run's outcome. Counts are of the whole run, not of this attempt alone."""
+    """Outcome of one run. Counts are of the whole run, not of this attempt alone."""
 
     run_id: str
     folder: str
@@ -52,11 +52,11 @@ class Outcome:
 
     @property
     def is_later(self) -> bool:
-        """Whether trying again may help without anybody's doing."""
+        """Whether another try may help while nobody does anything."""
         return EXIT_CODES[self.state] == _LATER
 
     def line(self) -> str:
-        """The outcome in a line, for people."""
+        """Return the outcome in a line, for people."""
         counts = f"{self.rows:,} of {self.rows_recorded:,} rows"
         if self.state in ("synced", "unchanged", "pushed"):
             things = [counts, f"{self.files} files", f"{self.artifacts} artifacts", self.url]
@@ -69,12 +69,12 @@ class Outcome:
         return f"{self.state:<10} {self.run_id}: {text}"
 
     def as_dict(self) -> dict[str, Any]:
-        """The outcome for programs."""
+        """Return the outcome for programs."""
         return asdict(self)
 
 
 def outcome_of(ledger: Ledger, folder: object, state: str | None = None, **more: Any) -> Outcome:
-    """The outcome that *ledger* tells."""
+    """Return the outcome that *ledger* holds, with *more* in place of its own values."""
     names = (
         "run_id", "rows", "rows_recorded", "repeated", "files", "artifacts", "url", "reason", "remedy",
     )  # fmt: skip
@@ -83,6 +83,6 @@ def outcome_of(ledger: Ledger, folder: object, state: str | None = None, **more:
 
 
 def exit_code(outcomes: Iterable[Outcome]) -> int:
-    """2 if somebody has to act, else 75 if something is left for a later sync, else 0."""
+    """Return 2 if somebody has to act, else 75 if something is left for a later sync, else 0."""
     codes = {EXIT_CODES[outcome.state] for outcome in outcomes}
     return _STUCK if _STUCK in codes else max(codes, default=0)

@@ -1,7 +1,7 @@
-"""What runs have left for W&B, pushed to a URL from where a gateway syncs it.
+"""Runs pushed to a URL, from where a gateway syncs them.
 
-For machines that do not reach W&B's server. All that a log speaks of goes first, the log at last: a run
-that is found at the URL is whole.
+For machines that do not reach W&B's server. The files that a log names go first, the log last: a run that is
+found at the URL is whole.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from rl_research.sync.liveness import is_live
 from rl_research.sync.local_runs import LocalRun
 from rl_research.sync.logs import LogFacts, scan
 from rl_research.sync.outcome import Outcome, outcome_of
-from rl_research.sync.threaded_store import ThreadedStore, why, with_retries
+from rl_research.sync.threaded_store import ThreadedStore, verdict_of, with_retries
 
 _FILES, _DEBUG = "files", "logs"  # folders of a segment
 _MARKS = (".synced", ".syncstate")
@@ -29,9 +29,9 @@ def push(
     runs: Sequence[LocalRun],
     url: str,
     options: Mapping[str, Any] | None = None,
-    told: Callable[[Outcome], None] = lambda outcome: None,
+    report: Callable[[Outcome], None] = lambda outcome: None,
 ) -> list[Outcome]:
-    """Push what *runs* have left to *url*; *told* hears of each what came of it.
+    """Push what *runs* have to deliver to *url*; *report* is called with each outcome.
 
     What has been delivered, or is being written, is left alone, and so is what is there already. Raises
     `ConfigError` where the URL is wrong.
@@ -43,10 +43,10 @@ def push(
         for run in runs:
             try:
                 outcome = _pushed(run, stores)
-            except Exception as error:  # noqa: BLE001  # what is neither is raised again
-                verdict = why(error)
+            except Exception as error:  # noqa: BLE001  # `verdict_of` raises what is no failure of the store
+                verdict = verdict_of(error)
                 outcome = outcome_of(run.ledger, run.place, verdict.state, reason=verdict.reason, remedy="")
-            told(outcome)
+            report(outcome)
             outcomes.append(outcome)
     return outcomes
 
@@ -60,7 +60,7 @@ def _pushed(run: LocalRun, stores: ThreadedStore) -> Outcome:
     if is_live(run, logs):
         reason = "it is being written; push it when it has ended"
         return outcome_of(run.ledger, run.place, "live", reason=reason, remedy="")
-    told = {
+    counts = {
         "rows": sum(facts.rows for facts in logs),
         "rows_recorded": sum(facts.rows for facts in logs),
         "artifacts": sum(facts.artifacts for facts in logs),
@@ -71,16 +71,16 @@ def _pushed(run: LocalRun, stores: ThreadedStore) -> Outcome:
     }
     own = {_name(facts.log, run.home): facts.log for facts in logs}
     if not _missing(stores, own):
-        return outcome_of(run.ledger, run.place, "unchanged", **told)
+        return outcome_of(run.ledger, run.place, "unchanged", **counts)
     store = stores.mine()
     for files in (_missing(stores, dict(_needed(run, logs))), own):
         if files:
             with_retries(lambda files=files: store.put_files(files))  # type: ignore[misc]
-    return outcome_of(run.ledger, run.place, "pushed", **told)
+    return outcome_of(run.ledger, run.place, "pushed", **counts)
 
 
 def _needed(run: LocalRun, logs: Iterable[LogFacts]) -> Iterator[tuple[str, Path]]:
-    """The files that *logs* speak of, by the names under which they are found below the URL."""
+    """Yield the files that *logs* name, with their names below the URL."""
     record = run.home / RECORD
     if record.is_file():
         yield _name(record, run.home), record
@@ -95,7 +95,7 @@ def _needed(run: LocalRun, logs: Iterable[LogFacts]) -> Iterator[tuple[str, Path
 
 
 def _name(path: Path, home: Path) -> str:
-    """Where *path* goes: as in the run's folder, or below it with all its parents (see `logs.scan`)."""
+    """Return the name of *path* below the URL: as in the run's folder, else with all its parents."""
     if path.is_relative_to(home):
         inside = path.relative_to(home)
         if inside.parts[0] not in NOT_FETCHED:
@@ -104,7 +104,7 @@ def _name(path: Path, home: Path) -> str:
 
 
 def _missing(stores: ThreadedStore, files: Mapping[str, Path]) -> dict[str, Path]:
-    """Those of *files* that are not there in their size, or may have changed without changing it."""
+    """Return those of *files* that are not there in their size, or may have changed without changing it."""
     folders = sorted({posixpath.dirname(name) for name in files})
     listed = stores.each(lambda store, folder: store.sizes(folder), folders)
     sizes = {

@@ -1,4 +1,4 @@
-"""What a verdict changes on disk: the ledger, wandb's marker, the run's own record."""
+"""Record of a sync on disk: the ledger, wandb's marker, the run's own record."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _FIRST_WAIT, _LONGEST_WAIT = 60.0, 6 * 3600.0  # seconds until the next try; dou
 def record_delivery(
     job: Job, verdict: Verdict, found: Mapping[str, Evidence], sent: Sent, there: RunThere | None
 ) -> None:
-    """Write into the ledger of *job*'s run what has arrived."""
+    """Set in the ledger of *job*'s run what has arrived."""
     ledger = job.run.ledger
     parts = [found[str(copy)] for copy in job.copies if str(copy) in found]
     arrived = sum(part.rows for part in parts)
@@ -35,7 +35,7 @@ def record_delivery(
         arrived, ledger.repeated = min(grown, job.rows_to_send), max(0, grown - job.rows_to_send)
     before, whole = job.rows_before, len(job.logs) == len(job.run.logs)
     artifacts = sum(facts.artifacts for facts in job.logs)
-    _note_segments(job, delivered=verdict.state == "synced")
+    _record_segments(job, delivered=verdict.state == "synced")
     ledger.rows = before + arrived
     ledger.files = sum(part.files for part in parts)
     ledger.artifacts = artifacts + (0 if whole else ledger.artifacts)
@@ -44,7 +44,7 @@ def record_delivery(
     ledger.url = next((url for path, url in sent.urls.items() if path.endswith(project_and_id)), ledger.url)
 
 
-def _note_segments(job: Job, *, delivered: bool) -> None:
+def _record_segments(job: Job, *, delivered: bool) -> None:
     run, ledger = job.run, job.run.ledger
     rows = {facts.log: facts.rows for facts in job.logs}
     for name, log in run.logs.items():
@@ -59,14 +59,14 @@ def _note_segments(job: Job, *, delivered: bool) -> None:
 
 
 def record_verdict(run: LocalRun, verdict: Verdict, account: Account) -> Outcome:
-    """Keep *verdict* in the ledger of *run* and correct what else speaks of it."""
-    _keep(run.ledger, verdict, account)
+    """Write *verdict* into the ledger of *run*, wandb's marker and the run's record; return the outcome."""
+    _set_state(run.ledger, verdict, account)
     for name, size in run.sizes.items():
         run.ledger.segments.setdefault(name, {"size": size, "rows": 0, "delivered": False})
     try:
-        _mark(run)
+        _set_marker(run)
         ledgers.write(run.folder, run.ledger)
-        record = _note_in_record(run) if run.ledger.is_synced else None
+        record = _update_record(run) if run.ledger.is_synced else None
     except (OSError, StorageError) as error:
         reason = f"{verdict.reason} Its ledger cannot be written: {error}".strip()
         return outcome_of(run.ledger, run.place, "blocked", reason=reason)
@@ -74,9 +74,9 @@ def record_verdict(run: LocalRun, verdict: Verdict, account: Account) -> Outcome
 
 
 def record_start(run: LocalRun) -> Verdict | None:
-    """Write into the ledger of *run* that rows may arrive from now on, whatever becomes of this process.
+    """Write into the ledger of *run* that rows may arrive from now on, also if this process is killed.
 
-    Of a run that has been fetched, at its URL, too; or why nothing may be sent.
+    The ledger at the URL of a run that was fetched is written, too. Return why nothing may be sent, if so.
     """
     begun = replace(run.ledger, begun=True)
     if run.claim is not None and (verdict := run.claim(begun)) is not None:
@@ -86,8 +86,8 @@ def record_start(run: LocalRun) -> Verdict | None:
     return None
 
 
-def _keep(ledger: Ledger, verdict: Verdict, account: Account) -> None:
-    """The state, the number of tries, and when the next one is due."""
+def _set_state(ledger: Ledger, verdict: Verdict, account: Account) -> None:
+    """Set the state, the number of tries, and when the next one is due."""
     now = time.time()
     ledger.state, ledger.reason, ledger.remedy = verdict.state, verdict.reason, verdict.remedy
     ledger.key, ledger.wandb, ledger.last_attempt = account.fingerprint, wandb_version(), now
@@ -99,8 +99,8 @@ def _keep(ledger: Ledger, verdict: Verdict, account: Account) -> None:
     ledger.next_try = now + wait * random.uniform(0.75, 1.25)
 
 
-def _mark(run: LocalRun) -> None:
-    """Make wandb's own marker say what is true: it stands after nearly every failure."""
+def _set_marker(run: LocalRun) -> None:
+    """Set wandb's own marker, or remove it: wandb leaves it after nearly every failure."""
     for log in run.logs.values():
         marker = log.with_name(f"{log.name}.synced")
         if run.ledger.is_synced:
@@ -109,7 +109,7 @@ def _mark(run: LocalRun) -> None:
             marker.unlink(missing_ok=True)
 
 
-def _note_in_record(run: LocalRun) -> RunRecord | None:
+def _update_record(run: LocalRun) -> RunRecord | None:
     """Record in ``run.json``, if there is one and nobody has the run open, where the run is now."""
     record = read_record(run.home)
     if record is not None and record.has_wandb_run and not is_held(run.home):

@@ -1,4 +1,4 @@
-"""Each run is one sync's at a time: by a lock where the disk has locks, else by a lease beside the run."""
+"""One sync at a time has a run: by a lock where the disk has locks, else by a lease beside the run."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ Key = tuple[Path, str]
 
 
 class Busy(Exception):
-    """Raised for a run that another process has; its text says which."""
+    """Raised for a run that another process is syncing; its text names the process."""
 
 
 def run_key(run: LocalRun) -> Key:
-    """What tells *run* from the others of this machine."""
+    """Return what tells *run* from the others of this machine."""
     return run.folder, run.run_id
 
 
 def lock_runs(runs: Sequence[LocalRun], stack: ExitStack) -> Mapping[Key, IO[str] | Exception | None]:
-    """Hold *runs* until the end of *stack*: each one's locked file, None where a lease takes its place.
+    """Lock *runs* until the end of *stack*.
 
-    Or what speaks against it: `Busy`, or what the disk has said.
+    Return the locked file of each, None where a lease takes its place, or the error: `Busy`, or the disk's.
     """
     found: dict[Key, IO[str] | Exception | None] = {}
     without_locks = []
@@ -56,7 +56,7 @@ def _leases_of(runs: Sequence[LocalRun], stack: ExitStack) -> dict[Key, Exceptio
         run_key(run): (run.folder.relative_to(root) / _LEASE.format(run.run_id)).as_posix() for run in runs
     }
     stores = stack.enter_context(ThreadedStore(root))
-    hold = stack.enter_context(gateway_lease.leased_runs(stores, list(names.values())))
-    hold.confirm()
-    why = {**hold.unsure, **{name: f"{who} has it" for name, who in hold.others.items()}}
+    leases = stack.enter_context(gateway_lease.leased_runs(stores, list(names.values())))
+    leases.confirm()
+    why = {**leases.unsure, **{name: f"{who} has it" for name, who in leases.others.items()}}
     return {key: Busy(why[name]) if name in why else None for key, name in names.items()}

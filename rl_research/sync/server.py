@@ -85,7 +85,7 @@ class RunThere:
     summary: Mapping[str, Any] = field(default_factory=dict)
 
 
-def account() -> Account:
+def wandb_account() -> Account:
     """The server and the key that wandb itself would use, found without importing it."""
     url = os.environ.get("WANDB_BASE_URL") or _configured_url() or "https://api.wandb.ai"
     return Account(url.rstrip("/"), api_key(url))
@@ -105,7 +105,7 @@ def _configured_url() -> str | None:
     return None
 
 
-def ask(account: Account, entity: str, project: str, run_id: str) -> RunThere | None:
+def ask_server(account: Account, entity: str, project: str, run_id: str) -> RunThere | None:
     """What the server has of the run; nothing of it is a `RunThere` of zeros, no answer is None.
 
     Raises `Refused` (401, 403) and, after some tries, `Unreachable`.

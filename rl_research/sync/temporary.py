@@ -18,7 +18,7 @@ _IN_USE = ".in-use"  # locked as long as its process lives
 
 @contextmanager
 def temporary_folder() -> Iterator[Path]:
-    """A temporary folder, until the end of the block."""
+    """Yield a temporary folder, which is removed at the end of the block."""
     _sweep()
     folder, lock = _made()
     try:
@@ -29,7 +29,7 @@ def temporary_folder() -> Iterator[Path]:
 
 
 def _made() -> tuple[Path, IO[str]]:
-    """A new folder and its locked file; again if another's sweep comes before the lock."""
+    """Make a folder and lock a file in it; once more if another sync removes it before the lock."""
     while True:
         folder = Path(tempfile.mkdtemp(prefix=_PREFIX))
         lock = (folder / _IN_USE).open("w")
@@ -45,7 +45,7 @@ def _made() -> tuple[Path, IO[str]]:
 
 
 def _sweep() -> None:
-    """Remove the folders of processes that are gone."""
+    """Remove the folders of processes that have ended."""
     for lock in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*/{_IN_USE}"):
         with suppress(OSError), lock.open("r+") as file:
             if try_lock(file):

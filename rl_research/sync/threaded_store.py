@@ -1,4 +1,4 @@
-"""A place at a URL that many threads ask at once, and with patience."""
+"""A store that several threads use at once, with retries."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ R = TypeVar("R")
 
 
 class ThreadedStore:
-    """The place *url* for several threads, from ``with`` to its end.
+    """The store at *url* for several threads, in a ``with`` block.
 
     An object store's client serves them all; of a file system that is one connection each has its own.
     """
@@ -39,11 +39,11 @@ class ThreadedStore:
 
     @property
     def url(self) -> str:
-        """The place, without a password."""
+        """URL of the store, without a password."""
         return self._first.url
 
     def mine(self) -> Store:
-        """The calling thread's store."""
+        """Return the store of the calling thread."""
         if self._first.fs.async_impl:
             return self._first
         if not hasattr(self._own, "store"):
@@ -52,7 +52,7 @@ class ThreadedStore:
         return found
 
     def each(self, ask: Callable[[Store, T], R], items: Iterable[T]) -> list[R]:
-        """What *ask* answers for each of *items*, several at a time; see `with_retries` for failures."""
+        """Return what *ask* returns for each of *items*, several at a time, each `with_retries`."""
         return list(self._pool.map(lambda item: with_retries(lambda: ask(self.mine(), item)), items))
 
 
@@ -61,8 +61,8 @@ def with_retries(ask: Callable[[], R]) -> R:
     return retry_call(ask, is_transient, tries=_TRIES, pause=_WAIT)
 
 
-def why(error: Exception) -> Verdict:
-    """What is said of a place, or of a run there, of which *error* is all there is; a bug is raised."""
+def verdict_of(error: Exception) -> Verdict:
+    """Return the verdict on a place, or a run there, that failed with *error*; a bug is raised again."""
     if is_transient(error):
         said = " ".join(masked(str(error)).split())[:300].rstrip(".")
         return Verdict("retryable", f"{said or type(error).__name__}.")

@@ -1,4 +1,4 @@
-"""Where runs are: folders of this machine, and URLs to which other machines push theirs."""
+"""Runs opened wherever they are, and synced in as many tries as it takes."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ def open_runs(
     include_online: bool = False,
     to_send: bool = True,
 ) -> Iterator[list[LocalRun]]:
-    """The runs in *places*; those at a URL are fetched, and their ledgers brought back at the end.
+    """Yield the runs in *places*, which are folders of this machine and URLs to which others push runs.
 
-    What is *to_send* is held against other gateways meanwhile. Raises `ConfigError` for a place that is
-    not there.
+    Runs at a URL are fetched; their ledgers are written back at the end. Where they are *to_send*, other
+    gateways are kept away meanwhile. Raises `ConfigError` for a place that is not there.
     """
     runs = find([place for place in places if "://" not in place], include_online=include_online)
     with ExitStack() as stack:
@@ -40,28 +40,28 @@ def open_runs(
         yield runs
 
 
-def deliver(
+def sync_runs(
     runs: Sequence[LocalRun],
     policy: Policy,
     *,
     tries: int = 1,
-    told: Callable[[Outcome], None] = lambda outcome: None,
+    report: Callable[[Outcome], None] = lambda outcome: None,
 ) -> list[Outcome]:
-    """Sync *runs*, up to *tries* times where waiting may help; *told* hears what is final of each.
+    """Sync *runs*, up to *tries* times where waiting may help; *report* is called with each final outcome.
 
     wandb is imported only if there is something to send.
     """
-    account = server.account()
+    account = server.wandb_account()
     outcomes: dict[int, Outcome] = {}
     todo = []
     for number, run in enumerate(runs):
         if (outcome := reason_to_skip(run, account, policy)) is None:
             todo.append(number)
         else:
-            told(outcomes.setdefault(number, outcome))
+            report(outcomes.setdefault(number, outcome))
     for left in reversed(range(tries if todo else 0)):
         chosen = [(number, runs[number]) for number in todo]
-        todo = _one_round(chosen, replace(policy, patient=False), outcomes, told, left)
+        todo = _one_round(chosen, replace(policy, patient=False), outcomes, report, left)
         if not todo:
             break
         time.sleep(_WAIT * 2 ** (tries - 1 - left) * random.uniform(0.5, 1.5))
@@ -72,17 +72,17 @@ def _one_round(
     todo: Sequence[tuple[int, LocalRun]],
     policy: Policy,
     outcomes: dict[int, Outcome],
-    told: Callable[[Outcome], None],
+    report: Callable[[Outcome], None],
     left: int,
 ) -> list[int]:
-    """Sync each once; the numbers of those that are worth another of the *left* rounds."""
-    from rl_research.sync.delivery import deliver as sync
+    """Sync each once; return the numbers of those that get another of the *left* rounds."""
+    from rl_research.sync.delivery import deliver_runs
 
     again = []
-    for (number, _), outcome in zip(todo, sync([run for _, run in todo], policy), strict=True):
+    for (number, _), outcome in zip(todo, deliver_runs([run for _, run in todo], policy), strict=True):
         outcomes[number] = outcome
         if outcome.is_later and left:
             again.append(number)
         else:
-            told(outcome)
+            report(outcome)
     return again
