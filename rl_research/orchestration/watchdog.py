@@ -140,7 +140,7 @@ def _is_silent(client: SyncPrefectClient, run: FlowRun, silence: timedelta) -> b
     )
     heard = [event.occurred for event in client.read_events(heartbeat, limit=1).events]
     allowed = max(silence, _STARTING) if run.state.is_pending() else silence
-    return datetime.now(timezone.utc) - max(run.state.timestamp, *heard) > allowed
+    return datetime.now(timezone.utc) - max([run.state.timestamp, *heard]) > allowed
 
 
 def _reason_to_spare(before: Leases | None, after: Leases | None) -> str | None:
