@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
@@ -32,7 +33,7 @@ from rl_research.orchestration import recovery
 from rl_research.orchestration.flow_runs import experiment_of
 from rl_research.runs import holder_of, read_record, stored_lease
 from rl_research.storage import is_transient
-from rl_research.studies import Study, plan_study, study_name
+from rl_research.studies import plan_study, study_name
 from rl_research.training import trained_steps
 
 _log = logging.getLogger(__name__)
@@ -52,23 +53,9 @@ class _Subject:
     def __init__(self, flow_run: FlowRun) -> None:
         assert flow_run.state is not None
         self.flow_run, self.state = flow_run, flow_run.state
-        self.config: Config | None = None  # of the run that it trains
-        self.study: Study | None = None
-        given = flow_run.parameters
-        try:
-            if "seeds" not in given and "overrides" in given:
-                self.config = experiment_of(given["overrides"], str(flow_run.id)).config
-            elif {"name", "overrides", "seeds"} <= given.keys():
-                name = study_name(given["name"], given.get("afresh", False), str(flow_run.id))
-                self.study = plan_study(name, given["overrides"], given["seeds"], given.get("grid") or ())
-        except RLResearchError:
-            pass  # what refuses the watchdog refuses the flow run, which says so
-
-    @property
-    def configs(self) -> list[Config]:
-        """Its runs: one, those of a study's members, or none."""
-        members = [member.config for member in self.study.members] if self.study else []
-        return [self.config] if self.config else members
+        self.configs: list[Config] = []
+        with suppress(RLResearchError):  # what refuses the watchdog refuses the flow run, which says so
+            self.configs = _configs_of(flow_run)
 
     def leases(self) -> Leases | None:
         """Return the leases of its runs; None if their store does not answer now."""
@@ -83,24 +70,31 @@ class _Subject:
         return max((c.storage.lease / 2 for c in self.configs if c.storage.url), default=0.0)
 
     def is_open(self) -> bool:
-        """Return whether a process on this machine has its run open."""
-        return self.config is not None and holder_of(self.config.run_dir) is not None
+        """Return whether a process on this machine has a run of it open."""
+        return any(holder_of(config.run_dir) for config in self.configs)
 
     def is_finished(self) -> bool:
-        """Return whether its run was finished when nobody could be told."""
-        record = None if self.config is None else read_record(self.config.run_dir)
-        return record is not None and record.is_finished
+        """Return whether its runs were finished when nobody could be told."""
+        records = [read_record(config.run_dir) for config in self.configs]
+        return bool(records) and all(record is not None and record.is_finished for record in records)
 
     def step(self) -> int:
-        """Return its newest committed step, as far as it can be known now."""
+        """Return the steps that its runs have committed, as far as that can be known now."""
         try:
-            if self.config is not None:
-                return trained_steps(self.config)
-            return self.study.steps if self.study else 0
+            return sum(map(trained_steps, self.configs))
         except Exception as error:
             if not isinstance(error, RLResearchError) and not is_transient(error):
                 raise
             return 0
+
+
+def _configs_of(flow_run: FlowRun) -> list[Config]:
+    given, flow_run_id = flow_run.parameters, str(flow_run.id)
+    if {"name", "overrides", "seeds"} <= given.keys():
+        name = study_name(given["name"], given.get("afresh", False), flow_run_id)
+        study = plan_study(name, given["overrides"], given["seeds"], given.get("grid") or ())
+        return [member.config for member in study.members]
+    return [experiment_of(given["overrides"], flow_run_id).config] if "overrides" in given else []
 
 
 def repair_flow_runs(client: SyncPrefectClient, silence: timedelta, second_look: float) -> list[str]:
