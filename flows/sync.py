@@ -16,7 +16,8 @@ from prefect.task_runners import ThreadPoolTaskRunner
 
 from rl_research.config import load_storage, refuse_secrets
 from rl_research.orchestration import NO_RETRIES, RETRY_TRANSIENT, publish_sync, publish_synced_link
-from rl_research.sync import LocalRun, Outcome, Policy, places, reason_not_to_try, server
+from rl_research.sync import LocalRun, Outcome, Policy, places, reason_not_to_try
+from rl_research.tracking import WandbApi
 
 _AT_A_TIME = 4  # runs that are tried again; the first try is one call of wandb for many
 _RUNNER: Any = ThreadPoolTaskRunner(max_workers=_AT_A_TIME)
@@ -47,7 +48,7 @@ def sync(
     options = dict(load_storage(overrides).options)
     policy = Policy(force=force, patient=True)
     with places.opened(where, options, include_online=include_online) as runs:
-        account = server.account()
+        account = WandbApi()
         known = [reason_not_to_try(run, account, policy) for run in runs]
         todo = [run for run, reason in zip(runs, known, strict=True) if reason is None]
         out_of_reach = [run.absent is not None for run in runs]

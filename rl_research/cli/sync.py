@@ -101,9 +101,10 @@ def _store_options(overrides: Sequence[str]) -> dict[str, Any]:
 
 
 def _would_send(runs: Sequence[LocalRun], say: Callable[[str], None], policy: Policy) -> list[Outcome]:
-    from rl_research.sync import outcome_of, reason_not_to_try, server
+    from rl_research.sync import outcome_of, reason_not_to_try
+    from rl_research.tracking import WandbApi
 
-    account = server.account()
+    account = WandbApi()
     outcomes = []
     for run in runs:
         if (outcome := reason_not_to_try(run, account, policy)) is None:

@@ -9,3 +9,4 @@ from .outcome import (
     outcome_of as outcome_of,
 )
 from .pushing import push as push
+from .server import ask_for_run as ask_for_run

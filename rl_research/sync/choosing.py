@@ -9,7 +9,7 @@ from importlib import metadata
 from rl_research.sync.finding import LocalRun
 from rl_research.sync.ledger import STUCK
 from rl_research.sync.outcome import Outcome, outcome_of
-from rl_research.sync.server import Account
+from rl_research.tracking import WandbApi
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Policy:
     patient: bool = False  # not before their next try is due
 
 
-def reason_not_to_try(run: LocalRun, account: Account, policy: Policy) -> Outcome | None:
+def reason_not_to_try(run: LocalRun, account: WandbApi, policy: Policy) -> Outcome | None:
     """Why *run* is not even looked at; None if it is to be."""
     ledger = run.ledger
     if (why := run.absent) is not None:

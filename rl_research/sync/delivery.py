@@ -21,9 +21,10 @@ from rl_research.sync.preparing import Job, job_of
 from rl_research.sync.scratch import scratch
 from rl_research.sync.sealing import LeftOut
 from rl_research.sync.sending import seconds_allowed, send
-from rl_research.sync.server import Account, Refused, RunThere, Unreachable
+from rl_research.sync.server import RunThere
 from rl_research.sync.settling import note_begin, note_delivery, settled
 from rl_research.sync.verdict import read_evidence
+from rl_research.tracking import Refused, Unreachable, WandbApi
 
 _BATCH = 50  # runs in one call of wandb
 _QUESTIONS = 8  # that the server is asked at a time
@@ -35,7 +36,7 @@ def deliver(runs: Sequence[LocalRun], policy: Policy) -> list[Outcome]:
 
     Raises nothing for what goes wrong with a run or the server: that is in the outcomes.
     """
-    account = server.account()
+    account = server.configured()
     outcomes: dict[Key, Outcome] = {}
     for start in range(0, len(runs), _BATCH):
         for run, outcome in _deliver_batch(runs[start : start + _BATCH], account, policy):
@@ -44,7 +45,7 @@ def deliver(runs: Sequence[LocalRun], policy: Policy) -> list[Outcome]:
 
 
 def _deliver_batch(
-    runs: Sequence[LocalRun], account: Account, policy: Policy
+    runs: Sequence[LocalRun], account: WandbApi, policy: Policy
 ) -> Iterator[tuple[LocalRun, Outcome]]:
     with ExitStack() as stack:
         jobs: list[Job] = []
@@ -68,7 +69,7 @@ def _deliver_batch(
 
 
 def _prepare(
-    run: LocalRun, account: Account, policy: Policy, lock: IO[str] | Exception | None
+    run: LocalRun, account: WandbApi, policy: Policy, lock: IO[str] | Exception | None
 ) -> Job | Verdict | Outcome:
     """Read the logs of *run*, which *lock* holds, as they are now."""
     try:
@@ -83,7 +84,7 @@ def _prepare(
         return outcome_of(run.ledger, run.place, "blocked", reason=reason, remedy="")
 
 
-def _positions(jobs: Sequence[Job], account: Account, policy: Policy) -> list[tuple[Job, Verdict | None]]:
+def _positions(jobs: Sequence[Job], account: WandbApi, policy: Policy) -> list[tuple[Job, Verdict | None]]:
     """Ask the server how far each run is; a verdict where nothing can be sent.
 
     If it does not answer for the first, it is not asked for the others.
@@ -98,11 +99,11 @@ def _positions(jobs: Sequence[Job], account: Account, policy: Policy) -> list[tu
         return [(jobs[0], first), *zip(jobs[1:], others, strict=True)]
 
 
-def _position(job: Job, account: Account, policy: Policy) -> Verdict | None:
+def _position(job: Job, account: WandbApi, policy: Policy) -> Verdict | None:
     if account.key is None:
         return Verdict("blocked", "no API key is set.", "Set WANDB_API_KEY or run `wandb login`.")
     try:
-        job.there = server.ask(account, *job.path)
+        job.there = server.ask_for_run(account, *job.path)
         if job.there is None and job.run.ledger.begun and not policy.force:
             return Verdict(
                 "retryable",
@@ -127,7 +128,7 @@ def _position(job: Job, account: Account, policy: Policy) -> Verdict | None:
     return None
 
 
-def _send(jobs: Sequence[Job], account: Account) -> Iterator[tuple[LocalRun, Outcome]]:
+def _send(jobs: Sequence[Job], account: WandbApi) -> Iterator[tuple[LocalRun, Outcome]]:
     with scratch() as attempt:
         copied: list[Job] = []
         for number, job in enumerate(jobs):
@@ -146,7 +147,7 @@ def _send(jobs: Sequence[Job], account: Account) -> Iterator[tuple[LocalRun, Out
         yield from _send_copies(ready, attempt, account)
 
 
-def _copied(job: Job, folder: Path, account: Account) -> Outcome | None:
+def _copied(job: Job, folder: Path, account: WandbApi) -> Outcome | None:
     """Write what is sent into *folder*; or why that cannot be."""
     try:
         job.write_copies(folder)
@@ -170,7 +171,7 @@ def _begun(job: Job) -> Outcome | None:
     )
 
 
-def _send_copies(jobs: Sequence[Job], attempt: Path, account: Account) -> Iterator[tuple[LocalRun, Outcome]]:
+def _send_copies(jobs: Sequence[Job], attempt: Path, account: WandbApi) -> Iterator[tuple[LocalRun, Outcome]]:
     if jobs:
         sent = send(
             [copy for job in jobs for copy in job.copies],
@@ -190,13 +191,13 @@ def _send_copies(jobs: Sequence[Job], attempt: Path, account: Account) -> Iterat
             yield job.run, settled(job.run, verdict, account)
 
 
-def _ask_again(job: Job, verdict: Verdict, account: Account) -> RunThere | None:
+def _ask_again(job: Job, verdict: Verdict, account: WandbApi) -> RunThere | None:
     """What the server has now; it is given a moment to know of what it has just acknowledged."""
     there = None
     for wait in _SETTLING:
         time.sleep(wait)
         try:
-            there = server.ask(account, *job.path)
+            there = server.ask_for_run(account, *job.path)
         except (Refused, Unreachable):
             return None
         if confirm(job, verdict, there).state == verdict.state:

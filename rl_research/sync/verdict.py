@@ -1,7 +1,7 @@
 """What really arrived, read from wandb's private log of a sync.
 
-``debug-sync.*.log`` is a line of JSON per event. Every request with rows is there, and so is its
-acknowledgement; what was lost is there as an error. Pinned by ``tests/test_sync_contract.py``: where
+`SyncLog` names its phrases. Every request with rows is there, and so is its
+acknowledgement; what was lost is there as an error. Pinned by ``tests/test_wandb_private.py``: where
 the evidence is missing, the verdict is "unverified".
 """
 
@@ -13,8 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-_HARMLESS = ("featurechecker:", "error adding file to cache", "sendAlert", "didn't print run URL")
-_HTTP = "api: HTTP error"
+from rl_research.tracking import SyncLog
 
 
 @dataclass
@@ -33,13 +32,13 @@ class Evidence:
     def take(self, event: Mapping[str, Any]) -> None:
         """Take one event into account."""
         text = str(event.get("msg", ""))
-        if text == "filestream: sending request":
+        if text == SyncLog.SENDING:
             self._pending = event
-        elif text == "filestream: request sent":
+        elif text == SyncLog.SENT:
             self._acknowledge()
-        elif "file does not exist" in text:
+        elif SyncLog.NO_FILE in text:
             self.lost.append(str(event.get("path", "?")))
-        elif text == _HTTP:
+        elif text == SyncLog.HTTP_ERROR:
             self.statuses.add(int(event.get("status") or 0))
         elif _is_loss(text, event):
             self.errors.append(_one_line(text, event))
@@ -64,7 +63,7 @@ def read_evidence(folder: Path) -> dict[str, Evidence]:
 
 
 def _events(folder: Path) -> Iterator[dict[str, Any]]:
-    for log in sorted(folder.rglob("debug-sync*.log")):
+    for log in sorted(folder.rglob(SyncLog.FILES)):
         with log.open(errors="replace") as lines:
             for line in lines:
                 try:
@@ -77,7 +76,7 @@ def _events(folder: Path) -> Iterator[dict[str, Any]]:
 
 def _is_loss(text: str, event: Mapping[str, Any]) -> bool:
     is_error = str(event.get("level", "")).startswith("ERROR")
-    return is_error and not any(words in text for words in _HARMLESS)
+    return is_error and not any(words in text for words in SyncLog.HARMLESS)
 
 
 def _one_line(text: str, event: Mapping[str, Any]) -> str:

@@ -37,9 +37,9 @@ class SavedModel:
             "global_step": self.step,
             "algorithm": self.algorithm,
             "sha256": {name: digest for name, (_, digest) in self.files.items()},
-            "versions": provenance.versions(),
-            "git": provenance.git(),
-            "flow_run_id": provenance.flow_run().get("flow_run_id"),
+            "versions": provenance.package_versions(),
+            "git": provenance.git_state(),
+            "flow_run_id": provenance.current_flow_run().get("flow_run_id"),
         }
 
 

@@ -9,7 +9,7 @@ from rl_research.checkpoints import Checkpoint
 from rl_research.runs import Run
 from rl_research.sync import was_sent
 from rl_research.system import replacing
-from rl_research.tracking import STEP, Logged, ProgressFile, Writer, logged, logs_of, parsed, records, row_of
+from rl_research.tracking import STEP, Logged, ProgressFile, Writer, logged, logs_of, parsed, records, row_in
 
 _log = logging.getLogger(__name__)
 
@@ -56,5 +56,5 @@ def forget_relived(run: Run, rows_from: int, media_after: int) -> None:
 
 
 def _is_relived(record: Any, rows_from: int, media_after: int) -> bool:
-    step, numbers, media = row_of(record)
+    step, numbers, media = row_in(record)
     return bool((numbers and step >= rows_from) or (media and step > media_after))
