@@ -11,8 +11,8 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from datetime import datetime, timedelta, timezone
+from functools import cached_property
 from typing import Any
 
 from prefect.client.orchestration import SyncPrefectClient
@@ -48,20 +48,30 @@ Leases = list[dict[str, Any] | None]
 
 
 class _Subject:
-    """A flow run of one of our deployments, and the runs that its parameters describe, composed once."""
+    """A flow run of one of our deployments, and the runs that its parameters describe."""
 
     def __init__(self, flow_run: FlowRun) -> None:
         assert flow_run.state is not None
         self.flow_run, self.state = flow_run, flow_run.state
-        self.configs: list[Config] = []
-        with suppress(RLResearchError):  # what refuses the watchdog refuses the flow run, which says so
-            self.configs = _configs_of(flow_run)
+
+    @cached_property
+    def configs(self) -> list[Config]:
+        """Configurations of its runs; none where its parameters are wrong, which it says itself."""
+        given, flow_run_id = self.flow_run.parameters, str(self.flow_run.id)
+        try:
+            if {"name", "overrides", "seeds"} <= given.keys():
+                name = study_name(given["name"], given.get("afresh", False), flow_run_id)
+                study = plan_study(name, given["overrides"], given["seeds"], given.get("grid") or ())
+                return [member.config for member in study.members]
+            return [experiment_of(given["overrides"], flow_run_id).config] if "overrides" in given else []
+        except RLResearchError:
+            return []
 
     def leases(self) -> Leases | None:
         """Return the leases of its runs; None if their store does not answer now."""
         try:
             return [stored_lease(config) for config in self.configs]
-        except Exception as error:  # noqa: BLE001  # as above
+        except Exception as error:  # noqa: BLE001  # what refuses the watchdog refuses the flow run
             _log.warning("%s: its lease in storage.url cannot be read: %s", self.flow_run.name, error)
             return None if is_transient(error) else []
 
@@ -88,15 +98,6 @@ class _Subject:
             return 0
 
 
-def _configs_of(flow_run: FlowRun) -> list[Config]:
-    given, flow_run_id = flow_run.parameters, str(flow_run.id)
-    if {"name", "overrides", "seeds"} <= given.keys():
-        name = study_name(given["name"], given.get("afresh", False), flow_run_id)
-        study = plan_study(name, given["overrides"], given["seeds"], given.get("grid") or ())
-        return [member.config for member in study.members]
-    return [experiment_of(given["overrides"], flow_run_id).config] if "overrides" in given else []
-
-
 def repair_flow_runs(client: SyncPrefectClient, silence: timedelta, second_look: float) -> list[str]:
     """Mark lost flow runs as crashed, and schedule again what can go on; return what was done, a line each.
 
@@ -116,9 +117,8 @@ def _lost(client: SyncPrefectClient, silence: timedelta, second_look: float) -> 
         time.sleep(max(second_look, *(subject.seconds_to_renew() for subject in subjects)))
     for subject, before in looks:
         now = client.read_flow_run(subject.flow_run.id)
-        if now.state_id != subject.flow_run.state_id or not _is_silent(client, now, silence):
-            continue
-        if subject.is_open():
+        moves = now.state_id != subject.flow_run.state_id or not _is_silent(client, now, silence)
+        if moves or subject.is_open():
             continue
         if reason := _reason_to_spare(before, subject.leases()):
             _log.warning("%s: silent, but its lease in storage.url %s", now.name, reason)
@@ -163,7 +163,8 @@ def _crashed(client: SyncPrefectClient) -> Iterator[_Subject]:
     """Yield flow runs that were killed, or that finished when nobody could be told."""
     since = datetime.now(timezone.utc) - _RECENT
     for subject in map(_Subject, _read(client, (StateType.CRASHED,))):
-        if subject.state.timestamp > since and (recovery.was_killed(subject.state) or subject.is_finished()):
+        recent = subject.state.timestamp > since
+        if recent and (recovery.was_killed(subject.state) or subject.is_finished()):
             yield subject
 
 
