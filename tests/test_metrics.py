@@ -154,6 +154,11 @@ def test_a_name_may_begin_others() -> None:
     names = Names()
     names.claim(["custom/metric"], "metric", 0)
     names.claim(["custom"], "metric", 1)
+    assert names.first_step == {"custom/metric": 0, "custom": 1}
+    with pytest.raises(LoggingError, match="'custom/metric' names a metric"):
+        names.claim(["custom/metric"], "image", 2)
+    with pytest.raises(LoggingError, match="'custom' names a metric"):
+        names.claim(["custom"], "video", 2)
 
 
 def test_a_name_is_of_one_kind() -> None:
