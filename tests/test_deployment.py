@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from rl_research.errors import ConfigError
-from rl_research.orchestration import deployment_file, serving
+from rl_research.orchestration import deployment_file, deployments
 
 _ROOT = Path(__file__).parents[1]
 _FILE = _ROOT / deployment_file.FILE
@@ -80,7 +80,7 @@ def test_an_entrypoint_may_be_a_module(
         entry["entrypoint"] = f"rl_research.flows.{stem}:{stem}"
         assert deployment_file.flow_of(entry["entrypoint"], tmp_path).name == stem
     assert list(deployment_file.problems(raw, tmp_path)) == []
-    served = serving.deployment_to_serve(deployment_file.Deployment(**_named(raw, "nightly")), tmp_path)
+    served = deployments.deployment_to_serve(deployment_file.Deployment(**_named(raw, "nightly")), tmp_path)
     assert (served.name, served.entrypoint) == ("nightly", "rl_research.flows.train.train")
 
 
