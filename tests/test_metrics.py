@@ -13,9 +13,8 @@ import pytest
 import torch
 
 from rl_research.errors import LoggingError
-from rl_research.tracking.metric_names import KNOWN, misspelt
-from rl_research.tracking.metrics import Names, Steps, check_name, flatten, groups, scalar, scalars
-from rl_research.tracking.thinning import Thinner
+from rl_research.tracking.metric_names import KNOWN, Names, check_name, misspelt
+from rl_research.tracking.metrics import Steps, Thinner, flatten, groups, scalar, scalars
 
 
 @pytest.mark.parametrize(

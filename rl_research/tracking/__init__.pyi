@@ -1,12 +1,4 @@
-from .callback import BaseCallback as BaseCallback, StepClock as StepClock
 from .logger import ExperimentLogger as ExperimentLogger
-from .policy_zip import (
-    MODEL as MODEL,
-    NORMALIZER as NORMALIZER,
-    STATISTICS as STATISTICS,
-    policy_files as policy_files,
-    restore_statistics as restore_statistics,
-)
 from .provenance import (
     current_flow_run as current_flow_run,
     git_state as git_state,
@@ -20,6 +12,18 @@ from .rows import (
     numbers as numbers,
     write_row as write_row,
 )
+from .saved_policy import (
+    MODEL as MODEL,
+    NORMALIZER as NORMALIZER,
+    STATISTICS as STATISTICS,
+    policy_files as policy_files,
+    restore_statistics as restore_statistics,
+)
+from .sb3_callbacks import (
+    BaseCallback as BaseCallback,
+    StepClock as StepClock,
+    WandbCallback as WandbCallback,
+)
 from .settings import resolve_settings as resolve_settings, settings_to_reopen as settings_to_reopen
 from .wandb_api import (
     NoAnswer as NoAnswer,
@@ -28,7 +32,6 @@ from .wandb_api import (
     Unreachable as Unreachable,
     WandbApi as WandbApi,
 )
-from .wandb_callback import WandbCallback as WandbCallback
 from .wandb_log import (
     Logged as Logged,
     Writer as Writer,

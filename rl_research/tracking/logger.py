@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import logging
 import os
 import sys
 import threading
@@ -12,19 +11,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rl_research.config import Config, plain
-from rl_research.errors import LoggingError
+from rl_research.errors import ConfigError, LoggingError
 from rl_research.system import unused
-from rl_research.tracking import media, model_files, open_loggers, provenance
-from rl_research.tracking.metrics import Names, NotFinite, Row, Steps, check_name, groups, scalars
+from rl_research.tracking import media, provenance, saved_policy
+from rl_research.tracking.metric_names import Names, check_name
+from rl_research.tracking.metrics import NotFinite, Row, Steps, Thinner, groups, scalars
 from rl_research.tracking.settings import RunSettings, resolve_settings
-from rl_research.tracking.thinning import Thinner
 from rl_research.tracking.wandb_log import Logged
 from rl_research.tracking.wandb_run import WandbRun
 
 if TYPE_CHECKING:
     from stable_baselines3.common.callbacks import BaseCallback
 
-log = logging.getLogger(__name__)
+_open: list[ExperimentLogger] = []  # those of this process, and of the one it was forked from
+_open_lock = threading.Lock()
 
 
 class ExperimentLogger:
@@ -64,11 +64,11 @@ class ExperimentLogger:
         self._filmed: set[Path] = set()
         self._last_actions: list[Callable[[], None]] = []
         self._pid, self._finished = os.getpid(), False
-        open_loggers.register(self)
+        self._register()
         try:
             self._wandb = wandb = WandbRun(config, config.facts(env))
         except BaseException:
-            open_loggers.unregister(self)
+            self._unregister()
             raise
         self.run, self.mode, self.reason = wandb.run, wandb.mode, wandb.reason
         self.path, self.url, self.wandb_dir = wandb.path, wandb.url, wandb.folder
@@ -78,7 +78,8 @@ class ExperimentLogger:
     @classmethod
     def current(cls) -> ExperimentLogger | None:
         """The logger this process opened last and has not finished."""
-        return open_loggers.latest()
+        with _open_lock:
+            return next((logger for logger in reversed(_open) if logger._pid == os.getpid()), None)
 
     @property
     def record(self) -> dict[str, Any]:
@@ -113,7 +114,7 @@ class ExperimentLogger:
         with self._lock:
             at = self._steps.of_row(step)
             self._names.claim(row, "metric", at, step is not None, groups(metrics))
-            self._not_finite.mention(row)
+            self._not_finite.warn_about(row)
             self._emit(self._thinner.add(at, row))
 
     def leave_out(self, logged: Logged) -> None:
@@ -184,12 +185,12 @@ class ExperimentLogger:
         to *metadata*, ``latest`` and ``step-N`` to *aliases*.
         """
         self._check_open()
-        model_files.check_artifact(name, metadata := dict(metadata or {}), aliases)
-        saved = model_files.save(model, self.dir / "models", name)
-        facts = {**metadata, **saved.facts, "run_id": self.run_id}
-        files = [saved.path.with_name(file) for file in saved.files]
-        self._wandb.log_files(name, files, facts, [f"step-{saved.step}", *aliases])
-        return saved.path
+        saved_policy.check_artifact(name, metadata := dict(metadata or {}), aliases)
+        path, facts = saved_policy.save_policy(model, self.dir / "models", name)
+        facts = {**metadata, **facts, "run_id": self.run_id}
+        files, alias = sorted(path.parent.iterdir()), f"step-{facts['global_step']}"
+        self._wandb.log_files(name, files, facts, [alias, *aliases])
+        return path
 
     def log_checkpoint(
         self,
@@ -206,12 +207,12 @@ class ExperimentLogger:
         then `ConnectionError` says that the server has not taken it, and nothing has been logged.
         """
         self._check_open()
-        model_files.check_artifact(name, facts := {**metadata, "uri": uri}, aliases)
+        saved_policy.check_artifact(name, facts := {**metadata, "uri": uri}, aliases)
         self._wandb.log_references(name, uri, files, facts, aliases, wait)
 
     def get_callbacks(self) -> list[BaseCallback]:
         """What ``model.learn(callback=…)`` needs so that its metrics arrive here."""
-        from rl_research.tracking.wandb_callback import WandbCallback
+        from rl_research.tracking.sb3_callbacks import WandbCallback
 
         return [WandbCallback(logger=self)]
 
@@ -233,7 +234,7 @@ class ExperimentLogger:
             finally:
                 self._finished = True
                 atexit.unregister(self._finish_at_exit)
-                open_loggers.unregister(self)
+                self._unregister()
                 self.finished = self._wandb.finish(exit_code, seconds_left)
 
     def __enter__(self) -> ExperimentLogger:
@@ -241,6 +242,20 @@ class ExperimentLogger:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self.finish(exit_code=0 if kind is None else 1)
+
+    def _register(self) -> None:
+        """Note that this logger is open; raise `ConfigError` if its run is being logged already."""
+        with _open_lock:
+            if any(other.run_id == self.run_id and other._pid == self._pid for other in _open):
+                raise ConfigError(
+                    f"run_id={self.run_id} is being logged already: finish() that logger first, "
+                    "or give another run_id."
+                )
+            _open.append(self)
+
+    def _unregister(self) -> None:
+        with _open_lock:
+            _open.remove(self)
 
     def _check_open(self) -> None:
         if self._finished:

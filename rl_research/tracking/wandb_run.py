@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from rl_research.errors import ConfigError, LoggingError
 from rl_research.system import Attempt, lasting
 from rl_research.tracking import provenance, wandb_private
-from rl_research.tracking.metrics import GLOBAL_STEP
+from rl_research.tracking.metric_names import GLOBAL_STEP
 from rl_research.tracking.settings import RunSettings
 from rl_research.tracking.wandb_api import NoAnswer, WandbApi
 from rl_research.tracking.wandb_log import Logged, has_exited
