@@ -77,7 +77,7 @@ def _running_statistics(normalizer: VecNormalize) -> list[tuple[str, Any]]:
 def save_policy(model: Any, folder: Path, name: str) -> tuple[Path, dict[str, Any]]:
     """Write *model*, whole or not at all, to a new folder ``{name}-{step}`` in *folder*.
 
-    Return the path of its ``model.zip``, and what an artifact's metadata says of it. No folder is overwritten:
+    Return the path of its ``model.zip``, and facts for an artifact's metadata. No folder is overwritten:
     where it exists, ``-2``, ``-3``, … is appended.
     """
     algorithm = _algorithm(model)
