@@ -25,8 +25,8 @@ from rl_research.sync.sealing import LeftOut, write_copy
 from rl_research.sync.verdict import read_evidence
 from rl_research.system import lasting
 from rl_research.tracking import wandb_private
-from rl_research.tracking.wandb_log import has_exited, logged_artifacts, records
-from rl_research.tracking.wandb_private import RESUME_STATUS, SyncCommand, SyncLog, parsed
+from rl_research.tracking.wandb_log import has_exited, logged_artifacts, read_records
+from rl_research.tracking.wandb_private import RESUME_STATUS, SyncCommand, SyncLog, parse_record
 
 _PACKAGE = Path(wandb_private.__file__).parents[1]
 _WANDB = Path(wandb.__file__).parent
@@ -73,7 +73,7 @@ def test_records_have_the_fields_that_are_read() -> None:
         "exit": "exit_code",
     }
     for part, names in fields.items():
-        record = parsed(b"")
+        record = parse_record(b"")
         message = getattr(record, part) if part else record
         missing = set(names.split()) - set(message.DESCRIPTOR.fields_by_name)
         assert not missing, f"W&B's record {part!r} has no {sorted(missing)} any more: {_AGAIN}"
@@ -125,7 +125,7 @@ def test_a_run_offers_what_is_used_of_it(run: wandb.Run) -> None:
     while left() > 0 and not has_exited(log):
         time.sleep(0.01)
     assert has_exited(log), f"the log has no end: {_AGAIN}"
-    kinds = [parsed(payload).WhichOneof("record_type") for payload in records(log)]
+    kinds = [parse_record(payload).WhichOneof("record_type") for payload in read_records(log)]
     assert {"run", "artifact", "exit"} <= set(kinds)
     assert [dict(facts) for facts in logged_artifacts(log.parents[1], "private")] == [{"a": 1}]
     assert wandb_private.kill_service(), f"wandb's service is not found any more: {_AGAIN}"

@@ -9,7 +9,7 @@ from .rows import (
     STEP as STEP,
     ProgressFile as ProgressFile,
     RowWriter as RowWriter,
-    numbers as numbers,
+    values_of_row as values_of_row,
     write_row as write_row,
 )
 from .saved_policy import (
@@ -34,12 +34,12 @@ from .wandb_api import (
 )
 from .wandb_log import (
     Logged as Logged,
-    Writer as Writer,
+    LogWriter as LogWriter,
     is_damaged as is_damaged,
-    logged as logged,
     logged_artifacts as logged_artifacts,
     logs_of as logs_of,
-    records as records,
+    read_logged as read_logged,
+    read_records as read_records,
     row_in as row_in,
 )
 from .wandb_private import (
@@ -47,5 +47,5 @@ from .wandb_private import (
     SERVICE as SERVICE,
     SyncCommand as SyncCommand,
     SyncLog as SyncLog,
-    parsed as parsed,
+    parse_record as parse_record,
 )

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from rl_research.tracking.wandb_private import LOG_HEADER, LOG_MAGIC, parsed
+from rl_research.tracking.wandb_private import LOG_HEADER, LOG_MAGIC, parse_record
 
 _BLOCK = 32768
 _FULL, _FIRST, _MIDDLE, _LAST = 1, 2, 3, 4
@@ -39,18 +39,19 @@ class Logged:
         return cls(steps, frozenset((name, step) for step, _, media in rows for name in media))
 
 
-def logged(folder: Path, run_id: str, but: Path | None = None, kinds: str = "*run") -> Logged | None:
+def read_logged(folder: Path, run_id: str, but: Path | None = None, kinds: str = "*run") -> Logged | None:
     """Return what the segments of *run_id* in *folder*, W&B's own, hold; None if there is no segment.
 
     *kinds* is how the names of their folders begin: ``offline-run``, ``run``, both. The segment in *but*
     is left out.
     """
-    logs = logs_of(folder, run_id, but, kinds)
-    return Logged.of(row_in(parsed(record)) for log in logs for record in records(log)) if logs else None
+    if not (logs := logs_of(folder, run_id, but, kinds)):
+        return None
+    return Logged.of(row_in(parse_record(record)) for log in logs for record in read_records(log))
 
 
 def logs_of(folder: Path, run_id: str, but: Path | None = None, kinds: str = "*run") -> list[Path]:
-    """Return the logs of *run_id*'s segments in *folder*, chosen as in `logged`."""
+    """Return the logs of *run_id*'s segments in *folder*, chosen as in `read_logged`."""
     found = sorted(folder.glob(f"{kinds}-*/run-{run_id}.wandb"))
     return [log for log in found if log.parent != but]
 
@@ -58,8 +59,8 @@ def logs_of(folder: Path, run_id: str, but: Path | None = None, kinds: str = "*r
 def logged_artifacts(folder: Path, run_id: str) -> Iterator[Mapping[str, Any]]:
     """Yield the metadata of each artifact that the segments of *run_id* in *folder* hold."""
     for log in logs_of(folder, run_id):
-        for payload in records(log):
-            record = parsed(payload)
+        for payload in read_records(log):
+            record = parse_record(payload)
             if record.WhichOneof("record_type") == "artifact" and record.artifact.metadata:
                 yield json.loads(record.artifact.metadata)
 
@@ -100,7 +101,7 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) or value in ("NaN", "Infinity", "-Infinity")
 
 
-def records(log: Path) -> Generator[bytes, None, int]:
+def read_records(log: Path) -> Generator[bytes, None, int]:
     """Yield the payloads of *log*'s whole records, up to where it was cut off or damaged.
 
     The generator returns the byte where that was: the file's size if it is whole.
@@ -121,7 +122,7 @@ def has_exited(log: Path) -> bool:
         start = max((log.stat().st_size - 1) // _BLOCK - 1, 0) * _BLOCK
         with log.open("rb") as file:
             tail = _records(file, start or len(LOG_HEADER))
-            return any(parsed(payload).WhichOneof("record_type") == "exit" for payload, _ in tail)
+            return any(parse_record(payload).WhichOneof("record_type") == "exit" for payload, _ in tail)
     except OSError:
         return False
 
@@ -197,8 +198,8 @@ def _checksum(kind: int, data: bytes) -> int:
     return zlib.crc32(data, zlib.crc32(bytes([kind])))
 
 
-class Writer:
-    """Writes a log: the counterpart of `records`."""
+class LogWriter:
+    """Writes a log: the counterpart of `read_records`."""
 
     def __init__(self, file: IO[bytes]):
         self._file = file

@@ -21,7 +21,7 @@ LOG_MAGIC = b":W&B"
 LOG_HEADER = LOG_MAGIC + b"\xe1\xbe\x00"
 
 
-def parsed(payload: bytes) -> Any:
+def parse_record(payload: bytes) -> Any:
     """Return the record with this *payload*; an empty one for ``b""``.
 
     ``wandb.proto.wandb_internal_pb2.Record``, whose class protobuf makes at import, so there are no types.
