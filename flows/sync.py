@@ -6,24 +6,27 @@ prefect deployment run sync/every-15-minutes -p 'places=["runs", "s3://bucket/ru
 
 # No `from __future__ import annotations`: see flows/train.py.
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 from prefect import flow, runtime, task
 from prefect.client.schemas.objects import State
+from prefect.futures import wait
 from prefect.states import Completed, Failed
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from rl_research.config import load_storage, refuse_secrets
 from rl_research.orchestration import NO_RETRIES, RETRY_TRANSIENT, publish_sync, publish_synced_link
-from rl_research.sync import LocalRun, Outcome, Policy, open_runs, reason_to_skip, wandb_account
+from rl_research.sync import LocalRun, Outcome, Policy, open_runs, reason_to_skip
+from rl_research.tracking import WandbApi
 
 _AT_A_TIME = 4  # runs that are tried again; the first try is one call of wandb for many
 _RUNNER: Any = ThreadPoolTaskRunner(max_workers=_AT_A_TIME)
 
 
 class NotYet(ConnectionError):
-    """Raised for a run that trying again may help, so that Prefect does."""
+    """Raised for a run that another try may help, so that Prefect makes one."""
 
     def __init__(self, outcome: Outcome):
         super().__init__(outcome.line())
@@ -44,26 +47,22 @@ def sync(
     `Failed` if a run is blocked that was not before; the table says what came of each.
     """
     refuse_secrets(overrides, *where)
-    options = dict(load_storage(overrides).options)
-    policy = Policy(force=force, patient=True)
+    options, policy = dict(load_storage(overrides).options), Policy(force=force, patient=True)
     with open_runs(where, options, include_online=include_online) as runs:
-        account = wandb_account()
-        known = [reason_to_skip(run, account, policy) for run in runs]
-        todo = [run for run, reason in zip(runs, known, strict=True) if reason is None]
-        out_of_reach = [run.absent is not None for run in runs]
-        new = _try_all(todo, force) if todo else []
-    new += [told for told, away in zip(known, out_of_reach, strict=True) if told and away]
-    before = [told for told, away in zip(known, out_of_reach, strict=True) if told and not away]
-    if new:
+        account = WandbApi()
+        looks = [(run, reason_to_skip(run, account, policy)) for run in runs]
+        tried = _try_all([run for run, reason in looks if reason is None], force)
+    away = [reason for run, reason in looks if reason is not None and run.absent is not None]
+    before = [reason for run, reason in looks if reason is not None and run.absent is None]
+    if new := [*tried, *away]:
         publish_sync([*before, *new])
-    return _summed_up([*before, *new], new)
+    return _final_state([*before, *new], new)
 
 
 def _try_all(runs: Sequence[LocalRun], force: bool) -> list[Outcome]:
-    first = send_together(runs, force)
+    first = send_together(runs, force) if runs else []
     tries = [deliver_run.submit(run, outcome, force) for run, outcome in zip(runs, first, strict=True)]
-    for one in tries:
-        one.wait()
+    wait(tries)
     return [_outcome_of(one.state) for one in tries]
 
 
@@ -77,7 +76,7 @@ def send_together(runs: Sequence[LocalRun], force: bool) -> list[Outcome]:
 
 @task(task_run_name="sync {run.run_id}", **RETRY_TRANSIENT)
 def deliver_run(run: LocalRun, first: Outcome, force: bool) -> Outcome | State[Any]:
-    """Return the outcome of one run: of the first try, else of tries of its own."""
+    """Return what came of *run*'s *first* try, made with the others; else try it alone."""
     from rl_research.sync import deliver_runs
 
     outcome = first if runtime.task_run.run_count == 1 else deliver_runs([run], Policy(force=force))[0]
@@ -99,12 +98,10 @@ def _outcome_of(state: State[Any]) -> Outcome:
     return found
 
 
-def _summed_up(outcomes: Sequence[Outcome], new: Sequence[Outcome]) -> State[Any]:
-    counts: dict[str, int] = {}
-    for outcome in outcomes:
-        counts[outcome.state] = counts.get(outcome.state, 0) + 1
-    message = ", ".join(f"{number:,} {state}" for state, number in counts.items()) or "no runs"
-    stuck = [outcome for outcome in new if outcome.state in ("blocked", "unverified")]
+def _final_state(outcomes: Sequence[Outcome], new: Sequence[Outcome]) -> State[Any]:
+    counts = dict(Counter(outcome.state for outcome in outcomes))
+    stuck = [outcome.line() for outcome in new if outcome.state in ("blocked", "unverified")]
     if stuck:
-        return Failed(message="; ".join(outcome.line() for outcome in stuck)[:1000], data=counts)
+        return Failed(message="; ".join(stuck)[:1000], data=counts)
+    message = ", ".join(f"{number:,} {state}" for state, number in counts.items()) or "no runs"
     return Completed(message=message, data=counts)

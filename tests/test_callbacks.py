@@ -196,17 +196,32 @@ def test_a_logger_can_be_assigned() -> None:
 
 def test_an_empty_logger_is_a_logger() -> None:
     """What was assigned is used even if it is falsy; without an assignment SB3's own logger is there."""
-    callback = Ours()
+    empty, callback = Ours([]), Ours()
+    given = empty.logger
     model = _ppo()
     spy = Spy()
-    model.learn(16, callback=[spy, callback])
+    model.learn(16, callback=[spy, callback, empty])
     assert callback.logger is model.logger
     assert [row["custom"] for _, row in spy.rows] == [16]
+    assert empty.logger is given
+    assert given == list(range(1, 17))
 
 
 def test_the_base_alone_is_a_callback() -> None:
-    """A subclass needs to define nothing it has no use for."""
-    _ppo().learn(16, callback=callbacks.BaseCallback())
+    """A subclass needs to define nothing it has no use for: training is the same, and nothing is recorded."""
+
+    class Idle(callbacks.BaseCallback):
+        pass
+
+    spy, idle = Spy(), Idle()
+    model = _ppo().learn(16, callback=[spy, idle])
+    alone = _ppo().learn(16)
+    assert idle.n_calls == model.num_timesteps == alone.num_timesteps == 16
+    assert idle.model is model
+    assert idle.logger is model.logger
+    assert all(name.startswith(("rollout/", "time/", "train/")) for _, row in spy.rows for name in row)
+    for one, other in zip(model.policy.parameters(), alone.policy.parameters(), strict=True):
+        assert one.equal(other)
 
 
 # ---------------------------------------------------------------- frequencies in environment steps

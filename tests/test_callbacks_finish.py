@@ -17,7 +17,7 @@ from stable_baselines3.common.callbacks import BaseCallback, CallbackList, StopT
 from stable_baselines3.common.monitor import Monitor
 
 from rl_research.tracking.logger import ExperimentLogger
-from rl_research.tracking.wandb_callback import WandbCallback
+from rl_research.tracking.sb3_callbacks import WandbCallback
 from rl_research.training.callbacks import EvalCallback
 
 

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from rl_research.errors import ConfigError
-from rl_research.orchestration import deployment_file
+from rl_research.orchestration import deployment_file, deployments
 
 _ROOT = Path(__file__).parents[1]
 _FILE = _ROOT / deployment_file.FILE
@@ -65,6 +65,23 @@ def test_a_flow_is_called_as_its_file(raw: dict[str, Any]) -> None:
         assert (
             deployment_file.flow_of(entry["entrypoint"]).name == Path(entry["entrypoint"].split(":")[0]).stem
         )
+
+
+def test_an_entrypoint_may_be_a_module(
+    raw: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``rl_research.flows.train:train`` is our flow, in a folder whose own package is called flows, too."""
+    (tmp_path / "flows").mkdir()
+    (tmp_path / "flows" / "__init__.py").write_text("raise RuntimeError('this package is the user's')")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for entry in raw["deployments"]:
+        stem = Path(entry["entrypoint"].split(":")[0]).stem
+        entry["entrypoint"] = f"rl_research.flows.{stem}:{stem}"
+        assert deployment_file.flow_of(entry["entrypoint"], tmp_path).name == stem
+    assert list(deployment_file.problems(raw, tmp_path)) == []
+    served = deployments.deployment_to_serve(deployment_file.Deployment(**_named(raw, "nightly")), tmp_path)
+    assert (served.name, served.entrypoint) == ("nightly", "rl_research.flows.train.train")
 
 
 def test_training_holds_no_lease_at_the_api(raw: dict[str, Any]) -> None:

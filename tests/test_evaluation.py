@@ -23,7 +23,7 @@ from rl_research import checkpoints
 from rl_research.checkpoints import Checkpoint
 from rl_research.config import Config
 from rl_research.errors import CheckpointDamaged, CheckpointError, ConfigError, Interrupted
-from rl_research.tracking import policy_zip
+from rl_research.tracking import saved_policy
 from rl_research.training import envs, evaluation, models, snapshot
 
 TinyConfig = Callable[..., Config]
@@ -73,11 +73,11 @@ def test_an_evaluation_leaves_training_as_it_was(
     model = _trained(config)
     before, hash_before = _randomness(model), models.parameters_sha256(model)
     normalizer = model.get_vec_normalize_env()
-    statistics = normalizer and policy_zip.normalizer_statistics(normalizer)
+    statistics = normalizer and saved_policy.normalizer_statistics(normalizer)
     evaluation.evaluate_model(model, config, episodes=4, first_seed=5_000)
     assert _randomness(model) == before
     assert models.parameters_sha256(model) == hash_before
-    assert (normalizer and policy_zip.normalizer_statistics(normalizer)) == statistics
+    assert (normalizer and saved_policy.normalizer_statistics(normalizer)) == statistics
 
 
 @pytest.mark.parametrize("deterministic", [True, False])
@@ -210,7 +210,7 @@ def test_a_malicious_checkpoint_is_scored_and_runs_nothing(tiny_config: TinyConf
     model = _trained(config)
     marker = tmp_path / "marker"
     bomb = pickle.dumps(Bomb(marker))
-    evil = _evil_zip(policy_zip.policy_files(model)[policy_zip.MODEL], marker)
+    evil = _evil_zip(saved_policy.policy_files(model)[saved_policy.MODEL], marker)
     checkpoint = _commit(model, config, tmp_path, model__zip=evil, vecnormalize__pkl=bomb, state__pkl=bomb)
     scores = evaluation.evaluate_checkpoint(checkpoints.find(tmp_path))
     assert not marker.exists()

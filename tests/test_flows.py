@@ -6,7 +6,7 @@ import json
 import re
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -20,14 +20,14 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Completed, Failed
 
 from rl_research.checkpoints import find
-from rl_research.config import compose_experiment
+from rl_research.config import Experiment, compose_experiment
 from rl_research.errors import CheckpointMissing, ConfigError, RLResearchError, StorageError
 from rl_research.flows.evaluate import evaluate
 from rl_research.flows.train import train
-from rl_research.orchestration import RETRY_TRANSIENT, artifacts
+from rl_research.orchestration import RETRY_TRANSIENT, artifacts, call_flow, flow_runs
 from rl_research.orchestration.retry_policies import is_transient_failure
 from rl_research.runs.run import open_run
-from rl_research.training import stages
+from rl_research.training import preflight, stages
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("prefect_api")]
 
@@ -224,6 +224,26 @@ def test_a_retried_flow_run_meets_its_own_checkpoint(tmp_path: Path, flaky: type
     assert len(set(seen)) == 1, "the checkpoint of the first try was trained again"
     with get_client(sync_client=True) as client:
         assert client.read_flow_run(UUID(done["flow_run_id"])).run_count == 2
+
+
+def test_a_flow_run_composes_its_experiment_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Name and body share one composition; what a command has composed and prepared is used by its flow."""
+    composed: list[object] = []
+
+    def compose(overrides: Sequence[str]) -> Experiment:
+        composed.append(overrides)
+        return compose_experiment(overrides)
+
+    monkeypatch.setattr(flow_runs, "compose_experiment", compose)
+    train(tiny(tmp_path, "alone", "wandb=disabled"))
+    assert len(composed) == 1
+    experiment = compose_experiment(tiny(tmp_path, "called", "wandb=disabled"))
+    with preflight(experiment.config) as prepared:
+        done = call_flow(train, (experiment.overrides,), None, str, experiment, prepared)
+        assert prepared.take(experiment.config) is None, "training has built an algorithm of its own"
+    assert len(composed) == 1
+    assert done["run_id"] == "called"
+    assert done["parameters_sha256"] == record_of(tmp_path / "alone")["parameters_sha256"]
 
 
 # ---------------------------------------------------------------- stores

@@ -18,8 +18,8 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.env_util import make_vec_env
 
 from rl_research.errors import ConfigError
-from rl_research.tracking.callback import BaseCallback
-from rl_research.tracking.metrics import check_name
+from rl_research.tracking import BaseCallback
+from rl_research.tracking.metric_names import check_name
 from rl_research.tracking.settings import ENVIRONMENT
 
 GUIDE = Path(__file__).parents[1] / "docs" / "logging.md"

@@ -26,7 +26,7 @@ from rl_research.config import Config
 from rl_research.errors import ConfigError, LoggingError
 from rl_research.tracking import provenance
 from rl_research.tracking.logger import ExperimentLogger
-from rl_research.tracking.settings import ENVIRONMENT, resolve
+from rl_research.tracking.settings import ENVIRONMENT, resolve_settings
 
 
 @pytest.fixture(autouse=True)
@@ -378,13 +378,13 @@ def test_the_environment_wins_over_the_section(monkeypatch: pytest.MonkeyPatch) 
     for name, value in values.items():
         monkeypatch.setenv(name, value)
     section = {"mode": "online", "dir": "other", "project": "other", "tags": ["other"]}
-    settings = resolve({"wandb": section})
+    settings = resolve_settings({"wandb": section})
     found = settings.wandb
     assert (found.mode, found.project, found.tags) == ("offline", "p", ("a", "b"))
     assert (found.entity, found.group, found.name, found.notes) == ("e", "g", "n", "x")
     assert (found.job_type, settings.root, settings.run_id) == ("eval", Path("d").absolute(), "from-env")
-    assert resolve({"run_id": "configured"}).run_id == "configured"
-    assert resolve({"run_id": "configured"}, run_id="given").run_id == "given"
+    assert resolve_settings({"run_id": "configured"}).run_id == "configured"
+    assert resolve_settings({"run_id": "configured"}, run_id="given").run_id == "given"
 
 
 @pytest.mark.parametrize(
@@ -420,7 +420,7 @@ def test_hydras_output_dir_in_a_plain_script(own_dir: str | None, launch: Path) 
     """Outside of Hydra, ``${hydra:runtime.output_dir}`` means the run's folder."""
     config = OmegaConf.create({"wandb": {"dir": "${hydra:runtime.output_dir}"}})
     for given in (config, OmegaConf.to_container(config)):
-        settings = resolve(given, "r", own_dir)
+        settings = resolve_settings(given, "r", own_dir)
         assert settings.root == settings.dir == launch / (own_dir or "runs/r")
 
 
@@ -544,10 +544,10 @@ def test_importing_the_logger_is_cheap() -> None:
 def test_provenance_never_raises(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Environments without a spec, folders without a repository and odd objects are described."""
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
-    assert provenance.git() == {}
-    assert provenance.environment(None) == {}
-    assert provenance.environment(object()) == {"n_envs": 1}
-    assert provenance.versions()["python"].startswith("3.")
+    assert provenance.git_state() == {}
+    assert provenance.environment_facts(None) == {}
+    assert provenance.environment_facts(object()) == {"n_envs": 1}
+    assert provenance.package_versions()["python"].startswith("3.")
     odd = {"f": len, "c": Path, "p": Path("a/b"), "o": object(), "s": {2, 1}, 3: np.float32(0.5)}
     assert provenance.public(odd) == {
         "f": "builtins.len", "c": "pathlib.Path", "p": "a/b", "o": "builtins.object",
@@ -569,7 +569,7 @@ def test_the_git_commit_is_found(tmp_path: Path) -> None:
     git("add", "a")
     git("commit", "-qm", "x")
     provenance._git.cache_clear()
-    assert provenance.git() == {"commit": git("rev-parse", "HEAD"), "dirty": False}
+    assert provenance.git_state() == {"commit": git("rev-parse", "HEAD"), "dirty": False}
     (tmp_path / "a").write_text("2")
     provenance._git.cache_clear()
-    assert provenance.git()["dirty"] is True
+    assert provenance.git_state()["dirty"] is True

@@ -13,9 +13,8 @@ import pytest
 import torch
 
 from rl_research.errors import LoggingError
-from rl_research.tracking.metric_names import KNOWN, misspelt
-from rl_research.tracking.metrics import Names, Steps, check_name, flatten, groups, scalar, scalars
-from rl_research.tracking.thinning import Thinner
+from rl_research.tracking.metric_names import KNOWN, Names, check_name, misspelt
+from rl_research.tracking.metrics import Steps, Thinner, flatten, groups, scalar, scalars
 
 
 @pytest.mark.parametrize(
@@ -154,6 +153,11 @@ def test_a_name_may_begin_others() -> None:
     names = Names()
     names.claim(["custom/metric"], "metric", 0)
     names.claim(["custom"], "metric", 1)
+    assert names.first_step == {"custom/metric": 0, "custom": 1}
+    with pytest.raises(LoggingError, match="'custom/metric' names a metric"):
+        names.claim(["custom/metric"], "image", 2)
+    with pytest.raises(LoggingError, match="'custom' names a metric"):
+        names.claim(["custom"], "video", 2)
 
 
 def test_a_name_is_of_one_kind() -> None:
@@ -220,8 +224,8 @@ def test_thinning_averages_blocks_that_grow(caplog: pytest.LogCaptureFixture) ->
         emitted = [e for i in range(262) if (e := thinner.add(i, {"x": i, "s": str(i)}))]
         last = thinner.flush()
     assert emitted[:5] == [(i, {"x": i, "s": str(i)}) for i in range(5)]
-    assert emitted[5] == (14, {"x": 9.5, "s": "14"})
-    assert [step for step, _ in emitted[5:]] == [14, 24, 34, 44, 54, 154, 254]
+    blocks = [range(at, at + 10) for at in range(5, 55, 10)] + [range(55, 155), range(155, 255)]
+    assert emitted[5:] == [(b[-1], {"x": sum(b) / len(b), "s": str(b[-1])}) for b in blocks]
     assert last == (261, {"x": 258.0, "s": "261"})
     assert thinner.flush() is None
     assert caplog.text.count("max_rows=5") == 1

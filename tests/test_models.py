@@ -20,7 +20,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 
 from rl_research.config import Config
 from rl_research.errors import CheckpointDamaged, ConfigError
-from rl_research.tracking import policy_zip
+from rl_research.tracking import saved_policy
 from rl_research.training import envs, models
 
 TinyConfig = Callable[..., Config]
@@ -49,7 +49,7 @@ def make(tiny_config: TinyConfig) -> Iterator[Callable[..., BaseAlgorithm]]:
 
 
 def _zip(model: BaseAlgorithm) -> bytes:
-    return policy_zip.policy_files(model)[policy_zip.MODEL]
+    return saved_policy.policy_files(model)[saved_policy.MODEL]
 
 
 def _with(model_zip: bytes, **members: bytes | None) -> bytes:

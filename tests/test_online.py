@@ -17,8 +17,8 @@ from wandb_server import WandbServer
 
 from rl_research.errors import ConfigError, LoggingError
 from rl_research.storage.store import is_transient
+from rl_research.tracking import NoAnswer, WandbApi
 from rl_research.tracking.logger import ExperimentLogger
-from rl_research.tracking.wandb_api import NoAnswer, WandbApi
 
 _ONLINE = ("wandb.mode=online", "wandb.entity=tester", "wandb.project=double")
 

@@ -172,6 +172,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
             schedule["active"] = entry["name"] == "nightly"
             schedule["cron"] = "* * * * *"
     raw["deployments"][1]["triggers"][0]["schedule_after"] = 0
+    raw["deployments"][1]["entrypoint"] = "rl_research.flows.watchdog:watchdog"  # as without a checkout
     raw["deployments"][0]["parameters"]["overrides"] = [
         *_WORDS, "experiment.total_timesteps=256", "run_id=scheduled",
     ]  # fmt: skip

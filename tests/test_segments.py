@@ -14,7 +14,7 @@ import pytest
 from helpers import children, environment, wandb_rows
 
 from rl_research.tracking.logger import ExperimentLogger
-from rl_research.tracking.wandb_log import logged, records
+from rl_research.tracking.wandb_log import read_logged, read_records
 
 _WRITER = """
 import sys, time
@@ -49,14 +49,14 @@ def _steps(folder: Path, content: bytes) -> list[int]:
     segment = folder / "wandb" / "offline-run-20260101_000000-whole"
     segment.mkdir(parents=True, exist_ok=True)
     (segment / "run-whole.wandb").write_bytes(content)
-    found = logged(folder / "wandb", "whole")
+    found = read_logged(folder / "wandb", "whole")
     return sorted(found.steps) if found else []
 
 
 def test_every_row_of_a_finished_log_is_found(run_dir: Path, log: bytes) -> None:
     """A log longer than a block gives all its steps."""
     assert len(log) > 2 * 32768
-    found = logged(run_dir / "wandb", "whole")
+    found = read_logged(run_dir / "wandb", "whole")
     assert found is not None
     assert sorted(found.steps) == _STEPS
 
@@ -104,12 +104,12 @@ def test_random_bytes_never_raise(tmp_path: Path) -> None:
 
 def test_a_folder_without_logs_holds_no_steps(tmp_path: Path) -> None:
     """Where there is no segment, nobody knows what has been logged."""
-    assert logged(tmp_path / "wandb", "whole") is None
+    assert read_logged(tmp_path / "wandb", "whole") is None
 
 
 def test_another_run_s_log_does_not_count(run_dir: Path) -> None:
     """Only segments of the run asked for are read."""
-    assert logged(run_dir / "wandb", "hole") is None
+    assert read_logged(run_dir / "wandb", "hole") is None
 
 
 def test_records_are_whole(run_dir: Path) -> None:
@@ -118,7 +118,8 @@ def test_records_are_whole(run_dir: Path) -> None:
 
     (path,) = run_dir.glob("wandb/offline-run-*/run-whole.wandb")
     kinds = {
-        wandb_internal_pb2.Record.FromString(payload).WhichOneof("record_type") for payload in records(path)
+        wandb_internal_pb2.Record.FromString(payload).WhichOneof("record_type")
+        for payload in read_records(path)
     }
     assert {"run", "history", "exit"} <= kinds
 
@@ -140,7 +141,7 @@ def test_rows_of_a_killed_writer_are_a_prefix(tmp_path: Path, group_only: bool) 
     for pid in service:
         os.kill(pid, signal.SIGKILL)
     writer.wait()
-    found = logged(tmp_path / "wandb", "dead")
+    found = read_logged(tmp_path / "wandb", "dead")
     assert found is not None
     steps = sorted(found.steps)
     assert steps == list(range(10, 2010, 10))[: len(steps)]
@@ -151,7 +152,7 @@ def test_rows_of_a_killed_writer_are_a_prefix(tmp_path: Path, group_only: bool) 
 def test_the_segment_being_written_can_be_left_out(run_dir: Path) -> None:
     """What this process writes itself is nothing that a segment before it has logged."""
     (log,) = run_dir.glob("wandb/offline-run-*/run-whole.wandb")
-    assert logged(run_dir / "wandb", "whole", but=log.parent) is None
+    assert read_logged(run_dir / "wandb", "whole", but=log.parent) is None
 
 
 def test_a_film_is_no_row_of_numbers(tmp_path: Path) -> None:
@@ -160,7 +161,7 @@ def test_a_film_is_no_row_of_numbers(tmp_path: Path) -> None:
         logger.log_metrics({"train/loss": 1.0}, step=10)
         logger.log_video("eval/video", np.zeros((2, 16, 16, 3), np.uint8), step=20)
         logger.log_image("eval/image", np.zeros((16, 16, 3), np.uint8), step=30)
-    found = logged(tmp_path / "wandb", "film")
+    found = read_logged(tmp_path / "wandb", "film")
     assert found is not None
     assert found.steps == {10}
     assert found.media == {("eval/video", 20), ("eval/image", 30)}

@@ -32,7 +32,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def patient_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+def fast_retries(monkeypatch: pytest.MonkeyPatch) -> None:
     """Retries come at once."""
     monkeypatch.setattr(rl_research.flows.sync.deliver_run, "retry_delay_seconds", 0.1)
     monkeypatch.setattr(rl_research.flows.sync.deliver_run, "retries", 2)
@@ -52,7 +52,7 @@ def _task_runs(state: State[Any]) -> list[TaskRun]:
         return client.read_task_runs(flow_run_filter=flow_run)
 
 
-@pytest.mark.usefixtures("patient_no_more")
+@pytest.mark.usefixtures("fast_retries")
 def test_prefect_tries_again_what_may_mend(library: Path, tmp_path: Path, server: WandbServer) -> None:
     """A failure of one run is retried by its own task; the flow ends well, and so do the others."""
     folder = offline_runs.copy(library, tmp_path / "runs")
@@ -72,7 +72,7 @@ def test_prefect_tries_again_what_may_mend(library: Path, tmp_path: Path, server
     assert _task_runs(again) == [], "what has arrived costs Prefect nothing"
 
 
-@pytest.mark.usefixtures("patient_no_more")
+@pytest.mark.usefixtures("fast_retries")
 def test_the_next_flow_picks_up_what_is_due(library: Path, tmp_path: Path, server: WandbServer) -> None:
     """What stays away ends the flow well and waits; a blocked run ends it badly, once."""
     folder = offline_runs.copy(library, tmp_path / "runs")

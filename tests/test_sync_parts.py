@@ -25,7 +25,7 @@ from rl_research.sync.logs import scan, timestamps
 from rl_research.sync.sent_copy import Skipped, Unclear, rows_delivered, skipped_parts, write_copy
 from rl_research.sync.server import RunThere
 from rl_research.system import Locked
-from rl_research.tracking.wandb_log import Writer, records
+from rl_research.tracking.wandb_log import LogWriter, read_records
 
 
 @pytest.fixture(scope="module")
@@ -73,15 +73,15 @@ def test_a_log_is_written_as_wandb_writes_it(library: Path, tmp_path: Path) -> N
     payloads = [chance.randbytes(size) for size in sizes]
     log = tmp_path / "log"
     with log.open("wb") as file:
-        writer = Writer(file)
+        writer = LogWriter(file)
         for payload in payloads:
             writer.write(payload)
-    assert list(records(log)) == payloads
+    assert list(read_records(log)) == payloads
     again = tmp_path / "again"
     original = log_of(library, "many")
     with again.open("wb") as file:
-        writer = Writer(file)
-        for payload in records(original):
+        writer = LogWriter(file)
+        for payload in read_records(original):
             writer.write(payload)
     assert again.read_bytes() == original.read_bytes()
 
@@ -116,7 +116,7 @@ def test_a_copy_is_whole_and_leaves_out_what_is_there(library: Path, tmp_path: P
     assert 0 < facts.rows < 800
     assert not facts.exited
     copy = write_copy(facts, tmp_path / "offline-run-1", Skipped(rows=100))
-    kinds = [wandb_internal_pb2.Record.FromString(p).WhichOneof("record_type") for p in records(copy)]
+    kinds = [wandb_internal_pb2.Record.FromString(p).WhichOneof("record_type") for p in read_records(copy)]
     assert kinds.count("history") == facts.rows - 100
     assert kinds[-1] == "exit"
     assert list(timestamps(copy)) == list(timestamps(log))[100:]

@@ -26,7 +26,7 @@ from rl_research.sync import Policy, delivery, tries
 from rl_research.sync.gateway_lease import FILE, RunLeases, leased_runs
 from rl_research.sync.pushing import push
 from rl_research.sync.threaded_store import ThreadedStore
-from rl_research.tracking.wandb_api import api_key
+from rl_research.tracking import WandbApi
 
 
 @pytest.fixture(scope="module")
@@ -333,7 +333,7 @@ def test_what_is_begun_stands_at_the_url_before_a_row_is_sent(
     assert json.loads(seen[0])["begun"] is True
     assert json.loads(store.read("wandb/sync-one.json"))["begun"] is False
     store.write("wandb/sync-one.json", seen[0])
-    monkeypatch.setattr(delivery.server, "ask_server", lambda *_: None)
+    monkeypatch.setattr(delivery.server, "ask_for_run", lambda *_: None)
     assert states(sync(url)) == {"one": "retryable"}
     assert len(seen) == 1
     assert server.run("one").steps == [0, 1, 2, 3]
@@ -566,5 +566,5 @@ def test_the_key_of_a_server_with_a_port_is_found(tmp_path: Path, monkeypatch: p
     netrc.write_text("machine 127.0.0.1:8080\n  login user\n  password secret\n")
     monkeypatch.setenv("NETRC", str(netrc))
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
-    assert api_key("http://127.0.0.1:8080") == "secret"
-    assert api_key("http://127.0.0.1:9090") is None
+    assert WandbApi("http://127.0.0.1:8080").key == "secret"
+    assert WandbApi("http://127.0.0.1:9090").key is None

@@ -20,9 +20,9 @@ from urllib.parse import urlsplit
 from rl_research.config import Config
 from rl_research.errors import ConfigError, StorageError
 from rl_research.storage import Store, is_transient
-from rl_research.sync import Policy, Refused, Unreachable, ask_server, find, reason_to_skip, wandb_account
+from rl_research.sync import Policy, ask_for_run, find, reason_to_skip
 from rl_research.system import without_password
-from rl_research.tracking import NoAnswer, WandbApi
+from rl_research.tracking import NoAnswer, Refused, Unreachable, WandbApi
 
 _TIMEOUT = 5.0  # seconds for one answer
 _LOW, _OUT = 10e9, 1e9  # bytes of disk: warned of, too few
@@ -84,18 +84,18 @@ def _release(package: str) -> tuple[int, ...]:
 
 
 def _wandb(config: Config) -> Iterator[Finding]:
-    account = wandb_account()
+    api = WandbApi(timeout=_TIMEOUT)
     online = config.wandb.mode == "online"
     wanted = "broken" if online else "warning"
     try:
-        WandbApi(account.base_url, _TIMEOUT).viewer()
+        api.viewer()
     except NoAnswer as no:
         remedy = "Runs go on offline meanwhile; `rl-research sync` delivers them."
         yield Finding("W&B", wanted, str(no), remedy)
         return
     entity, project = config.wandb.entity or "", config.wandb.project
     try:
-        ask_server(account, entity, project, f"doctor-{secrets.token_hex(4)}")
+        ask_for_run(api, entity, project, f"doctor-{secrets.token_hex(4)}")
     except Refused as error:
         remedy = "Check wandb.entity and wandb.project, or ask for the right to write there."
         yield Finding("W&B", wanted, f"{entity or 'your entity'}/{project}: {error}", remedy)
@@ -103,7 +103,7 @@ def _wandb(config: Config) -> Iterator[Finding]:
     except Unreachable as error:
         yield Finding("W&B", wanted, str(error), "Try again.")
         return
-    yield Finding("W&B", "ok", f"{account.base_url} knows the key and answers for {project}")
+    yield Finding("W&B", "ok", f"{api.base_url} knows the key and answers for {project}")
 
 
 def _proxies(config: Config) -> Iterator[Finding]:  # noqa: ARG001  # one form for all checks
@@ -186,10 +186,10 @@ def _disk(config: Config) -> Iterator[Finding]:
 def _runs(config: Config) -> Iterator[Finding]:
     folder = Path(config.runs_dir).expanduser()
     runs = find([folder]) if folder.is_dir() else []
-    account = wandb_account()
+    api = WandbApi()
     counts: Counter[str] = Counter()
     for run in runs:
-        outcome = reason_to_skip(run, account, Policy())
+        outcome = reason_to_skip(run, api, Policy())
         counts["unsynced" if outcome is None else outcome.state] += 1
     said = ", ".join(f"{number:,} {state}" for state, number in sorted(counts.items())) or "none"
     if counts["blocked"] or counts["unverified"]:

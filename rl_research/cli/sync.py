@@ -101,9 +101,10 @@ def _store_options(overrides: Sequence[str]) -> dict[str, Any]:
 
 
 def _would_send(runs: Sequence[LocalRun], say: Callable[[str], None], policy: Policy) -> list[Outcome]:
-    from rl_research.sync import outcome_of, reason_to_skip, wandb_account
+    from rl_research.sync import outcome_of, reason_to_skip
+    from rl_research.tracking import WandbApi
 
-    account = wandb_account()
+    account = WandbApi()
     outcomes = []
     for run in runs:
         if (outcome := reason_to_skip(run, account, policy)) is None:

@@ -17,7 +17,7 @@ from pydantic import Field
 
 from rl_research.config import signatures
 from rl_research.config.frozen import thaw
-from rl_research.config.messages import did_you_mean, members, shown
+from rl_research.config.messages import check_choice, did_you_mean, members, mistake
 from rl_research.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def names() -> list[str]:
 
 def algorithm_class(name: str) -> type[BaseAlgorithm]:
     """Return the class called *name*; `ConfigError` if there is none or its package is not installed."""
-    signatures.check_choice("algorithm.name", name, names(), "algorithm")
+    check_choice("algorithm.name", name, names(), "algorithm")
     package = "stable_baselines3" if name in _SB3 else "sb3_contrib"
     try:
         module = importlib.import_module(package)
@@ -78,17 +78,12 @@ def algorithm_class(name: str) -> type[BaseAlgorithm]:
 def check(name: str, policy: str, params: Mapping[str, Any]) -> None:
     """Raise `ConfigError` for the first thing the constructor of *name* would not take."""
     cls = algorithm_class(name)
-    if policy not in cls.policy_aliases:
-        raise ConfigError(
-            f"algorithm.policy={policy}: {cls.__name__} has no such policy."
-            f"{did_you_mean(policy, list(cls.policy_aliases))} "
-            f"Choose from: {', '.join(cls.policy_aliases)}."
-        )
+    check_choice("algorithm.policy", policy, cls.policy_aliases, f"policy of {cls.__name__}")
     accepted = signatures.accepted(cls.__init__)
     for key, value in params.items():
         where = f"algorithm.params.{key}"
         if key in _ELSEWHERE:
-            raise ConfigError(f"{shown(where, value)}: not set here; {_ELSEWHERE[key]}.")
+            raise mistake(where, value, f"not set here; {_ELSEWHERE[key]}.")
         known = set(accepted) - set(_ELSEWHERE)
         signatures.check_name(where, key, value, known, cls.__name__)
         _check_param(where, key, value, accepted[key])
@@ -109,35 +104,28 @@ def _check_rollout(given: Mapping[str, Any], n_envs: int) -> None:
     rollout = n_steps * n_envs
     count = f"n_steps × n_envs = {n_steps} × {n_envs} = {rollout} transition{'s' if rollout > 1 else ''}"
     if normalizes and rollout == 1:
-        raise ConfigError(
-            f"algorithm.params.n_steps={n_steps}: a rollout of {count} has no spread to normalize by. "
-            "Choose a larger n_steps."
-        )
+        reason = f"a rollout of {count} has no spread to normalize by. Choose a larger n_steps."
+        raise mistake("algorithm.params.n_steps", n_steps, reason)
     batch_size = given.get("batch_size", rollout)
     if rollout % batch_size:
-        raise ConfigError(
-            f"algorithm.params.batch_size={batch_size}: it does not divide a rollout of {count}. "
-            f"Choose a divisor, such as {_divisors_near(rollout, batch_size)}."
-        )
+        divisor = f"Choose a divisor, such as {_divisors_near(rollout, batch_size)}."
+        reason = f"it does not divide a rollout of {count}. {divisor}"
+        raise mistake("algorithm.params.batch_size", batch_size, reason)
     if normalizes and batch_size == 1:
-        raise ConfigError(
-            "algorithm.params.batch_size=1: one transition has no spread to normalize by. "
-            f"Choose a divisor of {rollout} that is greater, such as {rollout}."
-        )
+        divisor = f"Choose a divisor of {rollout} that is greater, such as {rollout}."
+        reason = f"one transition has no spread to normalize by. {divisor}"
+        raise mistake("algorithm.params.batch_size", 1, reason)
 
 
 def _check_replay(given: Mapping[str, Any], n_envs: int) -> None:
-    if given["batch_size"] > given["buffer_size"]:
-        raise ConfigError(
-            f"algorithm.params.batch_size={given['batch_size']}: the replay buffer holds only "
-            f"buffer_size = {given['buffer_size']} transitions. Choose a larger buffer_size."
-        )
-    freq = given["train_freq"]
+    batch_size, buffer_size, freq = given["batch_size"], given["buffer_size"], given["train_freq"]
+    if batch_size > buffer_size:
+        reason = f"the replay buffer holds only buffer_size = {buffer_size} transitions. "
+        raise mistake("algorithm.params.batch_size", batch_size, reason + "Choose a larger buffer_size.")
     if n_envs > 1 and isinstance(freq, list | tuple) and freq[1] == "episode":
-        raise ConfigError(
-            f"{shown('algorithm.params.train_freq', freq)}: {n_envs} environments do not end their "
-            "episodes together. Count steps, as in [1,step], or set env.n_envs=1."
-        )
+        reason = f"{n_envs} environments do not end their episodes together. "
+        remedy = "Count steps, as in [1,step], or set env.n_envs=1."
+        raise mistake("algorithm.params.train_freq", freq, reason + remedy)
 
 
 def _divisors_near(rollout: int, batch_size: int) -> str:
@@ -163,13 +151,13 @@ def _check_param(where: str, key: str, value: Any, annotation: Any) -> None:
         return special[key](where, value)
     if _takes_schedule(annotation) and (start := _linear_start(value)) is not None:
         if not math.isfinite(start):
-            raise ConfigError(f"{where}={value}: should be lin_ and a number, such as lin_0.001.")
+            raise mistake(where, value, "should be lin_ and a number, such as lin_0.001.")
         return signatures.check_range(where, key, start, value)
     if key == "ent_coef" and isinstance(value, str) and str in members(annotation):
         if not _AUTO.fullmatch(value):
-            raise ConfigError(f"{where}={value}: should be a number, 'auto' or 'auto_0.1'.")
+            raise mistake(where, value, "should be a number, 'auto' or 'auto_0.1'.")
     elif key == "target_entropy" and isinstance(value, str) and value != "auto":
-        raise ConfigError(f"{where}={value}: should be a number or 'auto'.")
+        raise mistake(where, value, "should be a number or 'auto'.")
     hint = ", or lin_0.001 for a linear schedule" if _takes_schedule(annotation) else ""
     return signatures.check_value(where, key, value, annotation, hint)
 
@@ -192,22 +180,18 @@ def _check_noise(where: str, value: Any) -> None:
         return
     example = "write algorithm.params.action_noise={type: normal, std: 0.1}"
     if not isinstance(value, dict) or set(value) - {"type", "std"} or "type" not in value:
-        raise ConfigError(f"{shown(where, value)}: should be a mapping of type and std; {example}.")
-    signatures.check_choice(f"{where}.type", value["type"], list(_NOISES), "noise")
+        raise mistake(where, value, f"should be a mapping of type and std; {example}.")
+    check_choice(f"{where}.type", value["type"], list(_NOISES), "noise")
     if not signatures.fits(std := value.get("std", 0.1), _Std):
-        raise ConfigError(
-            f"{shown(f'{where}.std', std)}: should be a number that is not negative; {example}."
-        )
+        raise mistake(f"{where}.std", std, f"should be a number that is not negative; {example}.")
 
 
 def _check_device(where: str, value: Any) -> None:
     found = _DEVICE.fullmatch(value) if isinstance(value, str) else None
     if not found or (found[2] and found[1] != "cuda"):
-        raise ConfigError(
-            f"{shown(where, value)}: there is no such device."
-            f"{did_you_mean(str(value), ['auto', 'cpu', 'cuda', 'mps'])} "
-            "Choose from: auto, cpu, cuda, cuda:N, mps."
-        )
+        hint = did_you_mean(str(value), ["auto", "cpu", "cuda", "mps"])
+        offer = "Choose from: auto, cpu, cuda, cuda:N, mps."
+        raise mistake(where, value, f"there is no such device.{hint} {offer}")
     if value in ("auto", "cpu"):
         return
     import torch
@@ -215,17 +199,14 @@ def _check_device(where: str, value: Any) -> None:
     n = torch.cuda.device_count() if torch.cuda.is_available() else 0
     here = torch.backends.mps.is_available() if value == "mps" else int(found[2] or 0) < n
     if not here:
-        raise ConfigError(
-            f"{where}={value}: torch finds no such device here. Choose auto, which takes what there is."
-        )
+        remedy = "Choose auto, which takes what there is."
+        raise mistake(where, value, f"torch finds no such device here. {remedy}")
 
 
 def _check_freq(where: str, value: Any) -> None:
     if not signatures.fits(value, _Freq):
-        raise ConfigError(
-            f"{shown(where, value)}: should be a whole number of steps from 1 on, "
-            "or such a number with its unit, [1,step] or [1,episode]."
-        )
+        unit = "or such a number with its unit, [1,step] or [1,episode]."
+        raise mistake(where, value, f"should be a whole number of steps from 1 on, {unit}")
 
 
 def _check_policy_kwargs(name: str, policy: type, kwargs: Mapping[str, Any]) -> None:
@@ -233,11 +214,11 @@ def _check_policy_kwargs(name: str, policy: type, kwargs: Mapping[str, Any]) -> 
     for key, value in kwargs.items():
         where = f"algorithm.params.policy_kwargs.{key}"
         if key in _POLICY_ELSEWHERE and key in accepted:
-            raise ConfigError(f"{shown(where, value)}: not set here; {_POLICY_ELSEWHERE[key]}.")
+            raise mistake(where, value, f"not set here; {_POLICY_ELSEWHERE[key]}.")
         known = set(accepted) - set(_POLICY_ELSEWHERE)
         signatures.check_name(where, key, value, known, policy.__name__)
         if key in _CLASSES:
-            signatures.check_choice(where, value, _CLASSES[key], "class")
+            check_choice(where, value, _CLASSES[key], "class")
             continue
         signatures.check_value(where, key, value, accepted[key])
         if key == "net_arch":
@@ -246,13 +227,11 @@ def _check_policy_kwargs(name: str, policy: type, kwargs: Mapping[str, Any]) -> 
 
 def _check_net_arch(where: str, value: Any, heads: tuple[str, str]) -> None:
     if isinstance(value, dict) and set(value) != set(heads):
-        raise ConfigError(
-            f"{shown(where, value)}: should name the layers of {' and '.join(heads)}, "
-            f"as in {{{heads[0]}: [64,64], {heads[1]}: [64,64]}}."
-        )
+        example = f"{{{heads[0]}: [64,64], {heads[1]}: [64,64]}}"
+        raise mistake(where, value, f"should name the layers of {' and '.join(heads)}, as in {example}.")
     networks = list(value.values()) if isinstance(value, dict) else [value or []]
     if any(units < 1 for layers in networks for units in layers):
-        raise ConfigError(f"{shown(where, value)}: each layer needs at least 1 unit.")
+        raise mistake(where, value, "each layer needs at least 1 unit.")
 
 
 # ---------------------------------------------------------------- what the constructor gets

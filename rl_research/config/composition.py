@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 
-from rl_research.config.messages import did_you_mean, shown, spelt
+from rl_research.config.messages import did_you_mean, mistake, shown, spelt
 from rl_research.config.overrides import SEARCHPATH, parse
 from rl_research.errors import ConfigError
 
@@ -151,7 +151,7 @@ def _change(config: DictConfig, override: Override, verbatim: Collection[str]) -
         except (OmegaConfBaseException, ValueError):  # ValueError: a list's index that is no number
             continue
     parent = key.rpartition(".")[0]
-    raise ConfigError(f"{shown(key, value)}: {parent} is a list, so give it whole, as in {parent}=[a,b].")
+    raise mistake(key, value, f"{parent} is a list, so give it whole, as in {parent}=[a,b].")
 
 
 def _delete(config: DictConfig, key: str) -> None:

@@ -6,12 +6,14 @@ import difflib
 import re
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
+
+from rl_research.errors import ConfigError
 
 _SUBJECT = re.compile(r"^(Input|String|Value|List|Tuple|Dictionary) should ")
 _REASONS = {
@@ -67,6 +69,18 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Return `` Did you mean 'x'?``, or nothing if *word* resembles none of *known*."""
     found = _nearest(word, known)
     return f" Did you mean '{found}'?" if found else ""
+
+
+def mistake(where: str, value: object, reason: str) -> ConfigError:
+    """Return the error that says why the setting *where* cannot be *value*."""
+    return ConfigError(f"{shown(where, value)}: {reason}")
+
+
+def check_choice(where: str, value: object, known: Collection[str], what: str) -> None:
+    """Raise `ConfigError` if *value* is none of *known*."""
+    if value not in known:
+        hint = f"{did_you_mean(spelt(value), known)} Choose from: {', '.join(known)}."
+        raise mistake(where, value, f"there is no such {what}.{hint}")
 
 
 def shown(where: str, value: object) -> str:

@@ -10,7 +10,7 @@ import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
-from rl_research.config.messages import did_you_mean, shown, spelt
+from rl_research.config.messages import check_choice, spelt
 from rl_research.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -126,9 +126,6 @@ def _check_choice(override: Override, known: Collection[str], has_searchpath: bo
             f"{override.input_line}: {group} is always there, so there is nothing to add. "
             f"Write {group}={spelt(choice)}."
         )
-    is_known = choice in known or (choice is None and group == "experiment")
-    if not (is_known or override.is_delete() or (has_searchpath and isinstance(choice, str))):
-        raise ConfigError(
-            f"{shown(group, choice)}: there is no such {group}.{did_you_mean(spelt(choice), known)} "
-            f"Choose from: {', '.join(known)}."
-        )
+    is_none = choice is None and group == "experiment"
+    if not (is_none or override.is_delete() or (has_searchpath and isinstance(choice, str))):
+        check_choice(group, choice, known, group)

@@ -10,13 +10,12 @@ import inspect
 import json
 import types
 import typing
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from rl_research.config.messages import did_you_mean, members, shown
-from rl_research.errors import ConfigError
+from rl_research.config.messages import did_you_mean, members, mistake
 
 _RANGES: list[tuple[str, Callable[[float], bool], str]] = [
     (
@@ -63,19 +62,8 @@ def check_name(where: str, key: str, value: Any, known: Iterable[str], owner: st
     """Raise `ConfigError` if *owner*, whose arguments are *known*, has none called *key*."""
     known = sorted(known)
     if key not in known:
-        raise ConfigError(
-            f"{shown(where, value)}: {owner} has no argument '{key}'.{did_you_mean(key, known)} "
-            f"It takes: {', '.join(known)}."
-        )
-
-
-def check_choice(where: str, value: Any, known: Sequence[str], what: str) -> None:
-    """Raise `ConfigError` if *value* is none of *known*."""
-    if value not in known:
-        raise ConfigError(
-            f"{shown(where, value)}: there is no such {what}.{did_you_mean(str(value), known)} "
-            f"Choose from: {', '.join(known)}."
-        )
+        hint = f"{did_you_mean(key, known)} It takes: {', '.join(known)}."
+        raise mistake(where, value, f"{owner} has no argument '{key}'.{hint}")
 
 
 def fits(value: Any, annotation: Any) -> bool:
@@ -92,15 +80,15 @@ def check_value(where: str, key: str, value: Any, annotation: Any, hint: str = "
     """Raise `ConfigError` if *value* fits no type of *annotation*, or is out of *key*'s range."""
     kinds = _plain_kinds(annotation)
     if not kinds:
-        raise ConfigError(f"{shown(where, value)}: it takes an object, which no configuration can name.")
+        raise mistake(where, value, "it takes an object, which no configuration can name.")
     if not fits(value, typing.Union[tuple(kinds)]):  # noqa: UP007  # of a list
         expected = " or ".join(sorted({_kind_name(kind) for kind in kinds}))
-        raise ConfigError(f"{shown(where, value)}: should be {expected}{hint}.")
+        raise mistake(where, value, f"should be {expected}{hint}.")
     try:
         json.dumps(value, allow_nan=False)
     except ValueError:
         wanted = "be a finite number" if isinstance(value, float) else "hold finite numbers only"
-        raise ConfigError(f"{shown(where, value)}: should {wanted}.") from None
+        raise mistake(where, value, f"should {wanted}.") from None
     check_range(where, key, value, value)
 
 
@@ -109,7 +97,7 @@ def check_range(where: str, key: str, number: Any, value: Any) -> None:
     if key in _RANGE_OF and isinstance(number, int | float) and not isinstance(number, bool):
         fits, reason = _RANGE_OF[key]
         if not fits(number):
-            raise ConfigError(f"{shown(where, value)}: {reason}.")
+            raise mistake(where, value, f"{reason}.")
 
 
 def _plain_kinds(annotation: Any) -> list[Any]:

@@ -10,7 +10,7 @@ from .artifacts import (
     publish_synced_link as publish_synced_link,
 )
 from .deployment_file import read as read
-from .deployments import deploy as deploy
+from .deployments import deploy as deploy, serve as serve
 from .embedded_api import EmbeddedAPI as EmbeddedAPI, embed_api as embed_api
 from .flow_calls import (
     call_flow as call_flow,
@@ -33,7 +33,6 @@ from .retry_policies import (
     RETRY_TRANSIENT as RETRY_TRANSIENT,
     retry_for as retry_for,
 )
-from .serving import serve as serve
 from .upload_tasks import (
     DELIVERED as DELIVERED,
     Delivery as Delivery,

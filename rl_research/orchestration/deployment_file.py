@@ -23,11 +23,11 @@ from prefect.events.schemas.deployment_triggers import DeploymentTriggerTypes
 from prefect.flows import load_flow_from_entrypoint
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     Field,
     ValidationError,
-    ValidatorFunctionWrapHandler,
+    ValidatorFunctionWrapHandler as Validate,
     WrapValidator,
-    field_validator,
     model_validator,
 )
 
@@ -40,6 +40,8 @@ _VARIABLE = re.compile(r"\{\{\s*\$(\w+)\s*\}\}")
 
 def _check_keys(values: Any, known: Collection[str]) -> None:
     for key in values if isinstance(values, Mapping) else ():
+        if key == "sla":
+            raise ValueError("'sla' is a feature of Prefect Cloud alone.")
         if key not in known:
             raise ValueError(f"'{key}' is not a key here.{did_you_mean(str(key), known)}")
 
@@ -54,22 +56,22 @@ class _Part(BaseModel):
         return values
 
 
-class WorkPool(_Part):
-    """Where a deployment's flow runs wait for a worker."""
-
+class _WorkPool(_Part):
     name: str
     work_queue_name: str | None = None
     job_variables: dict[str, Any] = {}
 
 
-class Limit(_Part, ConcurrencyLimitConfig):
-    """How many flow runs of a deployment there may be at a time."""
+class _Limit(_Part, ConcurrencyLimitConfig):
+    pass
 
 
-class ScheduleEntry(_Part):
-    """A schedule, with a slug by which another deploy knows it."""
+def _as_limit(value: Any) -> Any:
+    return {"limit": value} if isinstance(value, int) else value
 
-    slug: str
+
+class _Schedule(_Part):
+    slug: str  # by which another deploy knows it
     cron: str | None = None
     interval: timedelta | None = None
     rrule: str | None = None
@@ -80,7 +82,7 @@ class ScheduleEntry(_Part):
     parameters: dict[str, Any] = {}
 
     @model_validator(mode="after")
-    def _can_be_meant(self) -> ScheduleEntry:
+    def _can_be_meant(self) -> _Schedule:
         given = self.model_dump(mode="json", exclude_unset=True)
         if len({"cron", "interval", "rrule"} & given.keys()) != 1:
             raise ValueError(f"{given}: give exactly one of cron, interval and rrule.")
@@ -93,7 +95,7 @@ class ScheduleEntry(_Part):
         return self
 
 
-def _strict_trigger(given: Any, validate: ValidatorFunctionWrapHandler) -> Any:
+def _strict_trigger(given: Any, validate: Validate) -> Any:
     trigger = validate(given)
     _check_keys(given, type(trigger).model_fields)
     if trigger.type == "event" and not trigger.expect:
@@ -106,35 +108,22 @@ class Deployment(_Part):
 
     name: str
     entrypoint: str
-    work_pool: WorkPool
+    work_pool: _WorkPool
     version: str | None = None
     description: str | None = None
     tags: list[str] | None = None
     parameters: dict[str, Any] = {}
     enforce_parameter_schema: bool | None = None
-    schedules: list[ScheduleEntry] = []
+    schedules: list[_Schedule] = []
     paused: bool | None = None
-    concurrency_limit: Limit | None = None
+    concurrency_limit: Annotated[_Limit, BeforeValidator(_as_limit)] | None = None
     triggers: list[Annotated[DeploymentTriggerTypes, WrapValidator(_strict_trigger)]] = []
     build: Any = None
     push: Any = None
     pull: Any = None
-    sla: Any = None
-
-    @field_validator("concurrency_limit", mode="before")
-    @classmethod
-    def _may_be_a_number(cls, value: Any) -> Any:
-        return {"limit": value} if isinstance(value, int) else value
-
-    @field_validator("sla")
-    @classmethod
-    def _is_for_the_cloud(cls, value: Any) -> Any:
-        if value:
-            raise ValueError("'sla' is a feature of Prefect Cloud alone.")
-        return value
 
 
-class Definitions(BaseModel):
+class _Definitions(BaseModel):
     """What `deploy` makes before it deploys; other keys are YAML's anchors."""
 
     work_pool: dict[str, str]  # ``name`` and ``type``
@@ -144,7 +133,7 @@ class Definitions(BaseModel):
 class DeploymentsFile(_Part):
     """The whole file."""
 
-    definitions: Definitions
+    definitions: _Definitions
     deployments: list[Deployment]
     name: str | None = None
     prefect_version: str | None = Field(None, alias="prefect-version")
@@ -216,7 +205,7 @@ def _flow_at(entrypoint: str) -> Flow[..., Any]:
     return flow
 
 
-def _problems_of(entry: Deployment, declared: Definitions, folder: Path) -> Iterator[str]:
+def _problems_of(entry: Deployment, declared: _Definitions, folder: Path) -> Iterator[str]:
     queue = str(entry.work_pool.work_queue_name)
     if queue not in declared.queues:
         hint = did_you_mean(queue, declared.queues)

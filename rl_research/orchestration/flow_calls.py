@@ -6,8 +6,7 @@ An API that does not come up, or goes away in the middle, costs a line in the lo
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -55,16 +54,17 @@ def call_flow(
     them again: an `Experiment` with these overrides, what `preflight` has `Prepared`, a planned `Study`.
     """
     prefect_private.send_events_briefly()
-    with _calling(*handed) as call:
-        if api is None or api.answers(PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS.value()):
-            try:
-                state = flow(*parameters, return_state=True)
-            except Exception as error:  # noqa: BLE001  # what the body raises would stand in the state
-                reason = str(error) or type(error).__name__
-            else:
-                return _result_of(state)
-        else:
-            reason = api.last_error()
+    token = _CALL.set(call := _Call(handed))
+    try:
+        if api is not None and not api.answers(PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS.value()):
+            raise ConnectionError(api.last_error())
+        state = flow(*parameters, return_state=True)
+    except Exception as error:  # noqa: BLE001  # what the body raises would stand in the state
+        reason = str(error) or type(error).__name__
+    else:
+        return _result_of(state)
+    finally:
+        _CALL.reset(token)
     if call.ended:
         _log.warning("Prefect could not be told how this ended: %s", reason)
         return _result_of(call.outcome)
@@ -72,15 +72,6 @@ def call_flow(
     if api is not None:
         api.close()
     return without_prefect(call.flow_run_id or str(uuid4()))
-
-
-@contextmanager
-def _calling(*handed: object) -> Iterator[_Call]:
-    token = _CALL.set(call := _Call(handed))
-    try:
-        yield call
-    finally:
-        _CALL.reset(token)
 
 
 def handed_over(kind: type[T]) -> T | None:

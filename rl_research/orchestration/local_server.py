@@ -53,7 +53,7 @@ class Service:
     def start(self, env: Mapping[str, str]) -> bool:
         """Start it unless it runs; return whether it had to be started."""
         self.log.parent.mkdir(parents=True, exist_ok=True)
-        with self.pid_file.open("a+") as file, self.log.open("ab") as log, _interruptible():
+        with self.pid_file.open("a+") as file, self.log.open("ab") as log:
             if not try_lock(file):
                 return False
             file.truncate(0)
@@ -65,6 +65,7 @@ class Service:
                 env=dict(env),
                 pass_fds=[file.fileno()],  # with it the child has the lock
                 start_new_session=True,  # so that Ctrl-C in this terminal is not meant for it
+                preexec_fn=_listen_to_sigint,  # noqa: PLW1509  # no other thread holds a lock it needs
             )
             file.write(str(child.pid))
             return True
@@ -180,18 +181,9 @@ def answers(url: str, timeout: float = 5.0) -> bool:
         return False
 
 
-@contextmanager
-def _interruptible() -> Iterator[None]:
-    """Let children take SIGINT, with which Prefect stops itself; a shell's `&` would have them ignore it."""
-    before = signal.getsignal(signal.SIGINT)
-    if before is not signal.SIG_IGN:
-        yield
-        return
+def _listen_to_sigint() -> None:
+    """Take SIGINT, with which Prefect stops itself; a shell's `&` would have a child ignore it."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def _wait_until(ask: Callable[[], bool], seconds: float) -> bool:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from datetime import datetime, timedelta, timezone
-from itertools import islice
 from typing import Any
 from uuid import UUID
 
@@ -119,8 +118,8 @@ def _grant_another_start(client: SyncPrefectClient, flow_run_id: UUID) -> None:
 
 def _has_started(history: Sequence[State[Any]]) -> bool:
     """Return whether it ran before it was stopped; killed as it started, it has used up no retry."""
-    latest = (state for state in reversed(history) if state.is_running() or state.is_scheduled())
-    return any(state.is_running() for state in islice(latest, 1))
+    latest = [state for state in history if state.is_running() or state.is_scheduled()][-1:]
+    return any(state.is_running() for state in latest)
 
 
 def _was_stopped(state: State[Any]) -> bool:
@@ -151,12 +150,8 @@ def _stops(history: Sequence[State[Any]]) -> list[State[Any]]:
     """Return the crashes since the flow run was last given up, without those that `Killed` repeats."""
     given_up = max((i for i, state in enumerate(history) if state.is_failed()), default=-1)
     recent = history[given_up + 1 :]
-    following = [*recent[1:], None]
-    return [
-        state
-        for state, then in zip(recent, following, strict=True)
-        if state.is_crashed() and (then is None or then.name != KILLED)
-    ]
+    names = [*(state.name for state in recent[1:]), None]
+    return [state for state, then in zip(recent, names, strict=True) if state.is_crashed() and then != KILLED]
 
 
 def _history(client: SyncPrefectClient, flow_run_id: UUID) -> list[State[Any]]:

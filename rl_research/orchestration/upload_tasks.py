@@ -18,7 +18,7 @@ from prefect.states import Completed, Crashed
 
 from rl_research.checkpoints import Checkpoint
 from rl_research.errors import ConfigError, RLResearchError, in_a_line
-from rl_research.orchestration.api_client import api_answers, end_task_run
+from rl_research.orchestration.api_client import best_effort, short_client
 from rl_research.orchestration.artifacts import publish_checkpoint
 from rl_research.orchestration.retry_policies import RETRY_TRANSIENT, retry_within
 from rl_research.storage import is_transient
@@ -86,10 +86,11 @@ class UploadByTask:
     def __exit__(self, *_: object) -> None:
         self._ended = True
         if self._task_run is not None:
-            end_task_run(self._task_run, _given_up())
+            with best_effort("did not answer how a task ended"), short_client() as client:
+                client.set_task_run_state(self._task_run, _given_up(), force=True)
 
     def _run(self, upload: Upload, checkpoint: Checkpoint) -> None:
-        if not api_answers():
+        if not _api_answers():
             _log.warning("Prefect's API does not answer: step %d has no task", checkpoint.global_step)
             upload(checkpoint)
             return
@@ -123,6 +124,12 @@ class UploadByTask:
         self._task_run = UUID(task_run_id)
 
 
+def _api_answers() -> bool:
+    with best_effort("did not answer whether it is there"), short_client() as client:
+        return client.api_healthcheck() is None
+    return False
+
+
 def upload_pending(storage: RunStorage) -> tuple[list[Delivery], bool]:
     """Bring what *storage* lacks, and tell W&B; return what became of it, and whether the store answers.
 
@@ -150,29 +157,22 @@ def _deliver(storage: RunStorage, confirm: Callable[[], None]) -> tuple[list[Del
         state: State[Any] = task(
             lambda c: storage.upload(c, confirm).checkpoint, checkpoint, return_state=True
         )
-        found.append(
-            _delivery(storage, checkpoint, DELIVERED if state.is_completed() else in_a_line(state.data))
-        )
+        outcome = DELIVERED if state.is_completed() else in_a_line(state.data)
+        found.append(_delivery(storage, checkpoint, outcome))
         answers = not (isinstance(state.data, BaseException) and is_transient(state.data))
         if not answers:
             break
     record_uploads(storage)
-    return found + (_log_artifacts(storage) if answers else []), answers
-
-
-def _log_artifacts(storage: RunStorage) -> list[Delivery]:
-    """Tell W&B of what has arrived; return the checkpoints of which it could not be told, and why."""
-    if not (arrived := unannounced(storage)):
-        return []
-    try:
-        announce_late(storage, arrived)
-    except Exception as error:  # noqa: BLE001  # a line in the table, as above
-        expected = isinstance(error, OSError | RLResearchError)
-        _log.warning("%s: W&B is not told: %s", storage.folder, in_a_line(error), exc_info=not expected)
-        return [
-            _delivery(storage, checkpoint, f"W&B is not told: {in_a_line(error)}") for checkpoint in arrived
-        ]
-    return []
+    if answers and (arrived := unannounced(storage)):
+        try:
+            announce_late(storage, arrived)
+        except Exception as error:  # noqa: BLE001  # a line in the table, as above
+            reason = f"W&B is not told: {in_a_line(error)}"
+            _log.warning(
+                "%s: %s", storage.folder, reason, exc_info=not isinstance(error, OSError | RLResearchError)
+            )
+            found += [_delivery(storage, checkpoint, reason) for checkpoint in arrived]
+    return found, answers
 
 
 def _delivery(storage: RunStorage, checkpoint: Checkpoint | None, outcome: str) -> Delivery:

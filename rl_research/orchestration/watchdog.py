@@ -12,6 +12,7 @@ import logging
 import time
 from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta, timezone
+from functools import cached_property
 from typing import Any
 
 from prefect.client.orchestration import SyncPrefectClient
@@ -32,7 +33,7 @@ from rl_research.orchestration import recovery
 from rl_research.orchestration.flow_runs import experiment_of
 from rl_research.runs import holder_of, read_record, stored_lease
 from rl_research.storage import is_transient
-from rl_research.studies import Study, plan_study, study_name
+from rl_research.studies import plan_study, study_name
 from rl_research.training import trained_steps
 
 _log = logging.getLogger(__name__)
@@ -47,34 +48,30 @@ Leases = list[dict[str, Any] | None]
 
 
 class _Subject:
-    """A flow run of one of our deployments, and the runs that its parameters describe, composed once."""
+    """A flow run of one of our deployments, and the runs that its parameters describe."""
 
     def __init__(self, flow_run: FlowRun) -> None:
         assert flow_run.state is not None
         self.flow_run, self.state = flow_run, flow_run.state
-        self.config: Config | None = None  # of the run that it trains
-        self.study: Study | None = None
-        given = flow_run.parameters
-        try:
-            if "seeds" not in given and "overrides" in given:
-                self.config = experiment_of(given["overrides"], str(flow_run.id)).config
-            elif {"name", "overrides", "seeds"} <= given.keys():
-                name = study_name(given["name"], given.get("afresh", False), str(flow_run.id))
-                self.study = plan_study(name, given["overrides"], given["seeds"], given.get("grid") or ())
-        except RLResearchError:
-            pass  # what refuses the watchdog refuses the flow run, which says so
 
-    @property
+    @cached_property
     def configs(self) -> list[Config]:
-        """Its runs: one, those of a study's members, or none."""
-        members = [member.config for member in self.study.members] if self.study else []
-        return [self.config] if self.config else members
+        """Configurations of its runs; none where its parameters are wrong, which it says itself."""
+        given, flow_run_id = self.flow_run.parameters, str(self.flow_run.id)
+        try:
+            if {"name", "overrides", "seeds"} <= given.keys():
+                name = study_name(given["name"], given.get("afresh", False), flow_run_id)
+                study = plan_study(name, given["overrides"], given["seeds"], given.get("grid") or ())
+                return [member.config for member in study.members]
+            return [experiment_of(given["overrides"], flow_run_id).config] if "overrides" in given else []
+        except RLResearchError:
+            return []
 
     def leases(self) -> Leases | None:
         """Return the leases of its runs; None if their store does not answer now."""
         try:
             return [stored_lease(config) for config in self.configs]
-        except Exception as error:  # noqa: BLE001  # as above
+        except Exception as error:  # noqa: BLE001  # what refuses the watchdog refuses the flow run
             _log.warning("%s: its lease in storage.url cannot be read: %s", self.flow_run.name, error)
             return None if is_transient(error) else []
 
@@ -83,20 +80,18 @@ class _Subject:
         return max((c.storage.lease / 2 for c in self.configs if c.storage.url), default=0.0)
 
     def is_open(self) -> bool:
-        """Return whether a process on this machine has its run open."""
-        return self.config is not None and holder_of(self.config.run_dir) is not None
+        """Return whether a process on this machine has a run of it open."""
+        return any(holder_of(config.run_dir) for config in self.configs)
 
     def is_finished(self) -> bool:
-        """Return whether its run was finished when nobody could be told."""
-        record = None if self.config is None else read_record(self.config.run_dir)
-        return record is not None and record.is_finished
+        """Return whether its runs were finished when nobody could be told."""
+        records = [read_record(config.run_dir) for config in self.configs]
+        return bool(records) and all(record is not None and record.is_finished for record in records)
 
     def step(self) -> int:
-        """Return its newest committed step, as far as it can be known now."""
+        """Return the steps that its runs have committed, as far as that can be known now."""
         try:
-            if self.config is not None:
-                return trained_steps(self.config)
-            return self.study.steps if self.study else 0
+            return sum(map(trained_steps, self.configs))
         except Exception as error:
             if not isinstance(error, RLResearchError) and not is_transient(error):
                 raise
@@ -122,9 +117,8 @@ def _lost(client: SyncPrefectClient, silence: timedelta, second_look: float) -> 
         time.sleep(max(second_look, *(subject.seconds_to_renew() for subject in subjects)))
     for subject, before in looks:
         now = client.read_flow_run(subject.flow_run.id)
-        if now.state_id != subject.flow_run.state_id or not _is_silent(client, now, silence):
-            continue
-        if subject.is_open():
+        moves = now.state_id != subject.flow_run.state_id or not _is_silent(client, now, silence)
+        if moves or subject.is_open():
             continue
         if reason := _reason_to_spare(before, subject.leases()):
             _log.warning("%s: silent, but its lease in storage.url %s", now.name, reason)
@@ -140,7 +134,7 @@ def _is_silent(client: SyncPrefectClient, run: FlowRun, silence: timedelta) -> b
     )
     heard = [event.occurred for event in client.read_events(heartbeat, limit=1).events]
     allowed = max(silence, _STARTING) if run.state.is_pending() else silence
-    return datetime.now(timezone.utc) - max(run.state.timestamp, *heard) > allowed
+    return datetime.now(timezone.utc) - max([run.state.timestamp, *heard]) > allowed
 
 
 def _reason_to_spare(before: Leases | None, after: Leases | None) -> str | None:
@@ -169,7 +163,8 @@ def _crashed(client: SyncPrefectClient) -> Iterator[_Subject]:
     """Yield flow runs that were killed, or that finished when nobody could be told."""
     since = datetime.now(timezone.utc) - _RECENT
     for subject in map(_Subject, _read(client, (StateType.CRASHED,))):
-        if subject.state.timestamp > since and (recovery.was_killed(subject.state) or subject.is_finished()):
+        recent = subject.state.timestamp > since
+        if recent and (recovery.was_killed(subject.state) or subject.is_finished()):
             yield subject
 
 

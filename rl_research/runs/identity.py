@@ -7,7 +7,7 @@ from typing import Any
 
 from rl_research.config import Config
 from rl_research.errors import ConfigError
-from rl_research.tracking import provenance
+from rl_research.tracking import public
 
 #: Settings that may change between segments without changing a bit of the result.
 _FREE = frozenset(
@@ -19,7 +19,7 @@ _COMPARED = ("experiment", "algorithm", "env")
 def described(config: Config) -> dict[str, Any]:
     """*config* as a manifest and a run folder hold it: complete, but for the storage's secrets."""
     plain = config.model_dump(mode="json")
-    return {**plain, "storage": provenance.public(plain["storage"])}
+    return {**plain, "storage": public(plain["storage"])}
 
 
 def check_same_experiment(config: Config, before: Mapping[str, Any]) -> None:

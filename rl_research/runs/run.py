@@ -28,7 +28,7 @@ from rl_research.system import (
     without_password,
     write_atomically,
 )
-from rl_research.tracking import ExperimentLogger, provenance
+from rl_research.tracking import ExperimentLogger, current_flow_run, git_state, package_versions
 
 _log = logging.getLogger(__name__)
 
@@ -86,7 +86,7 @@ class Run:
     def close(self, exit_code: int = 0) -> None:
         """Finish the W&B run, within what is left of ``checkpoint.deadline`` if a stop is asked for."""
         try:
-            self.logger.finish(exit_code, patience=self._seconds_to_close)
+            self.logger.finish(exit_code, seconds_left=self._seconds_to_close)
         finally:
             self.save(wandb=self.logger.record)
 
@@ -105,7 +105,7 @@ class Run:
 
     def begin(self) -> None:
         """Record what this process is about to do, and that it has taken the run up."""
-        config, record, flow = self.config, self.record, provenance.flow_run()
+        config, record, flow = self.config, self.record, current_flow_run()
         trained = (record.global_step or 0) >= config.experiment.total_timesteps
         published = config.experiment.published
         record.begin_segment(flow.get("flow_run_id"))
@@ -122,8 +122,8 @@ class Run:
             wandb=self.logger.record,
             flow_run_id=flow.get("flow_run_id"),
             flow_run_url=flow.get("ui_url"),
-            versions=provenance.versions(),
-            git=provenance.git(),
+            versions=package_versions(),
+            git=git_state(),
             started_at=record.started_at or utc_now(),
             finished_at=None,
             scores=record.scores if trained else None,
@@ -136,8 +136,8 @@ class Run:
             "run_id": self.config.run_id,
             "created_at": utc_now(),
             "config": described(self.config),
-            "versions": provenance.versions(),
-            "git": provenance.git(),
+            "versions": package_versions(),
+            "git": git_state(),
             "wandb_run_id": self.logger.run_id,
             "wandb_path": self.logger.path,
             "flow_run_id": self.record.flow_run_id,
@@ -238,7 +238,7 @@ def _start_afresh(config: Config) -> None:
     """Rename the folder of a former run of the same id, unless this flow run has begun that run."""
     folder = config.run_dir
     record = read_record(folder)
-    if record is not None and record.is_of_flow_run(provenance.flow_run().get("flow_run_id")):
+    if record is not None and record.is_of_flow_run(current_flow_run().get("flow_run_id")):
         return
     store = checkpoints.store_of(config)
     if store is not None and checkpoints.list_checkpoints(store):

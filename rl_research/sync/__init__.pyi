@@ -14,11 +14,5 @@ from .outcome import (
     outcome_of as outcome_of,
 )
 from .pushing import push as push
-from .server import (
-    Account as Account,
-    Refused as Refused,
-    Unreachable as Unreachable,
-    ask_server as ask_server,
-    wandb_account as wandb_account,
-)
+from .server import ask_for_run as ask_for_run
 from .tries import open_runs as open_runs, sync_runs as sync_runs

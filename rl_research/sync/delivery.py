@@ -20,8 +20,9 @@ from rl_research.sync.recording import record_delivery, record_start, record_ver
 from rl_research.sync.run_locks import Busy, Key, lock_runs, run_key
 from rl_research.sync.sending import seconds_allowed, send
 from rl_research.sync.sent_copy import Skipped, Unclear, skipped_parts
-from rl_research.sync.server import Account, Refused, RunThere, Unreachable
+from rl_research.sync.server import RunThere
 from rl_research.sync.temporary import temporary_folder
+from rl_research.tracking import Refused, Unreachable, WandbApi
 
 _BATCH = 50  # runs in one call of wandb
 _QUESTIONS = 8  # that the server is asked at a time
@@ -33,7 +34,7 @@ def deliver_runs(runs: Sequence[LocalRun], policy: Policy) -> list[Outcome]:
 
     Raises nothing for what goes wrong with a run or the server: that is in the outcomes.
     """
-    account = server.wandb_account()
+    account = server.configured()
     outcomes: dict[Key, Outcome] = {}
     for start in range(0, len(runs), _BATCH):
         for run, outcome in _deliver_batch(runs[start : start + _BATCH], account, policy):
@@ -42,7 +43,7 @@ def deliver_runs(runs: Sequence[LocalRun], policy: Policy) -> list[Outcome]:
 
 
 def _deliver_batch(
-    runs: Sequence[LocalRun], account: Account, policy: Policy
+    runs: Sequence[LocalRun], account: WandbApi, policy: Policy
 ) -> Iterator[tuple[LocalRun, Outcome]]:
     with ExitStack() as stack:
         jobs: list[Job] = []
@@ -66,7 +67,7 @@ def _deliver_batch(
 
 
 def _prepare(
-    run: LocalRun, account: Account, policy: Policy, lock: IO[str] | Exception | None
+    run: LocalRun, account: WandbApi, policy: Policy, lock: IO[str] | Exception | None
 ) -> Job | Verdict | Outcome:
     """Read the logs of *run*, which *lock* protects, as they are now."""
     try:
@@ -81,7 +82,7 @@ def _prepare(
         return outcome_of(run.ledger, run.place, "blocked", reason=reason, remedy="")
 
 
-def _positions(jobs: Sequence[Job], account: Account, policy: Policy) -> list[tuple[Job, Verdict | None]]:
+def _positions(jobs: Sequence[Job], account: WandbApi, policy: Policy) -> list[tuple[Job, Verdict | None]]:
     """Ask the server how far each run is; return a verdict where nothing can be sent.
 
     If it does not answer for the first, it is not asked for the others.
@@ -96,11 +97,11 @@ def _positions(jobs: Sequence[Job], account: Account, policy: Policy) -> list[tu
         return [(jobs[0], first), *zip(jobs[1:], others, strict=True)]
 
 
-def _position(job: Job, account: Account, policy: Policy) -> Verdict | None:
+def _position(job: Job, account: WandbApi, policy: Policy) -> Verdict | None:
     if account.key is None:
         return Verdict("blocked", "no API key is set.", "Set WANDB_API_KEY or run `wandb login`.")
     try:
-        job.there = server.ask_server(account, *job.path)
+        job.there = server.ask_for_run(account, *job.path)
         if job.there is None and job.run.ledger.begun and not policy.force:
             return Verdict(
                 "retryable",
@@ -125,7 +126,7 @@ def _position(job: Job, account: Account, policy: Policy) -> Verdict | None:
     return None
 
 
-def _send(jobs: Sequence[Job], account: Account) -> Iterator[tuple[LocalRun, Outcome]]:
+def _send(jobs: Sequence[Job], account: WandbApi) -> Iterator[tuple[LocalRun, Outcome]]:
     with temporary_folder() as attempt:
         copied: list[Job] = []
         for number, job in enumerate(jobs):
@@ -144,7 +145,7 @@ def _send(jobs: Sequence[Job], account: Account) -> Iterator[tuple[LocalRun, Out
         yield from _send_copies(ready, attempt, account)
 
 
-def _copied(job: Job, folder: Path, account: Account) -> Outcome | None:
+def _copied(job: Job, folder: Path, account: WandbApi) -> Outcome | None:
     """Write the copies of *job* into *folder*; return the outcome if that fails."""
     try:
         job.write_copies(folder)
@@ -168,7 +169,7 @@ def _start_recorded(job: Job) -> Outcome | None:
     )
 
 
-def _send_copies(jobs: Sequence[Job], attempt: Path, account: Account) -> Iterator[tuple[LocalRun, Outcome]]:
+def _send_copies(jobs: Sequence[Job], attempt: Path, account: WandbApi) -> Iterator[tuple[LocalRun, Outcome]]:
     if jobs:
         sent = send(
             [copy for job in jobs for copy in job.copies],
@@ -188,13 +189,13 @@ def _send_copies(jobs: Sequence[Job], attempt: Path, account: Account) -> Iterat
             yield job.run, record_verdict(job.run, verdict, account)
 
 
-def _ask_again(job: Job, verdict: Verdict, account: Account) -> RunThere | None:
+def _ask_again(job: Job, verdict: Verdict, account: WandbApi) -> RunThere | None:
     """Return what the server has now; it gets a moment to know what it has just acknowledged."""
     there = None
     for wait in _WAITS:
         time.sleep(wait)
         try:
-            there = server.ask_server(account, *job.path)
+            there = server.ask_for_run(account, *job.path)
         except (Refused, Unreachable):
             return None
         if confirm(job, verdict, there).state == verdict.state:

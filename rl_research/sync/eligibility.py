@@ -9,7 +9,7 @@ from importlib import metadata
 from rl_research.sync.ledger import STUCK
 from rl_research.sync.local_runs import LocalRun
 from rl_research.sync.outcome import Outcome, outcome_of
-from rl_research.sync.server import Account
+from rl_research.tracking import WandbApi
 
 QUIET = 600.0  # seconds after its last change that a log of another machine counts as being written
 
@@ -23,8 +23,8 @@ class Policy:
     quiet: float = QUIET
 
 
-def reason_to_skip(run: LocalRun, account: Account, policy: Policy) -> Outcome | None:
-    """Return why *run* is skipped, None if it is to be synced."""
+def reason_to_skip(run: LocalRun, account: WandbApi, policy: Policy) -> Outcome | None:
+    """Why *run* is not even looked at; None if it is to be."""
     ledger = run.ledger
     if (why := run.absent) is not None:
         return outcome_of(ledger, run.place, why.state, reason=why.reason, remedy=why.remedy)

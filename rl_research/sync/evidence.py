@@ -1,7 +1,8 @@
 """What really arrived of a sync: evidence read from wandb's private log, and the verdict on it.
 
-``debug-sync.*.log`` holds a line of JSON per event: each request with rows, its acknowledgement, and as an
-error what was lost. Where there is no evidence the verdict is "unverified". Pinned by the contract tests.
+`SyncLog` names its phrases. It has each request with rows, its acknowledgement, and as an
+error what was lost. Where there is no evidence the verdict is "unverified". Pinned by
+``tests/test_wandb_private.py``.
 """
 
 from __future__ import annotations
@@ -17,9 +18,7 @@ from rl_research.sync.job import Job
 from rl_research.sync.outcome import Verdict
 from rl_research.sync.sending import Sent
 from rl_research.sync.server import RunThere
-
-_HARMLESS = ("featurechecker:", "error adding file to cache", "sendAlert", "didn't print run URL")
-_HTTP = "api: HTTP error"
+from rl_research.tracking import SyncLog
 
 
 @dataclass
@@ -38,13 +37,13 @@ class Evidence:
     def take(self, event: Mapping[str, Any]) -> None:
         """Take one event of the log into account."""
         text = str(event.get("msg", ""))
-        if text == "filestream: sending request":
+        if text == SyncLog.SENDING:
             self._pending = event
-        elif text == "filestream: request sent":
+        elif text == SyncLog.SENT:
             self._acknowledge()
-        elif "file does not exist" in text:
+        elif SyncLog.NO_FILE in text:
             self.lost.append(str(event.get("path", "?")))
-        elif text == _HTTP:
+        elif text == SyncLog.HTTP_ERROR:
             self.statuses.add(int(event.get("status") or 0))
         elif _is_loss(text, event):
             self.errors.append(_one_line(text, event))
@@ -69,7 +68,7 @@ def read_evidence(folder: Path) -> dict[str, Evidence]:
 
 
 def _events(folder: Path) -> Iterator[dict[str, Any]]:
-    for log in sorted(folder.rglob("debug-sync*.log")):
+    for log in sorted(folder.rglob(SyncLog.FILES)):
         with log.open(errors="replace") as lines:
             for line in lines:
                 try:
@@ -82,7 +81,7 @@ def _events(folder: Path) -> Iterator[dict[str, Any]]:
 
 def _is_loss(text: str, event: Mapping[str, Any]) -> bool:
     is_error = str(event.get("level", "")).startswith("ERROR")
-    return is_error and not any(words in text for words in _HARMLESS)
+    return is_error and not any(words in text for words in SyncLog.HARMLESS)
 
 
 def _one_line(text: str, event: Mapping[str, Any]) -> str:

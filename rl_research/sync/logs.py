@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rl_research.tracking import is_damaged, parsed, records
+from rl_research.tracking import is_damaged, parse_record, read_records
 
 _OURS = "-off"  # how a failed online start goes on; see `wandb_run.open_run`
 _MD5 = 24  # characters of an MD5 in base64, as W&B's manifests write it
@@ -42,10 +42,10 @@ class LogFacts:
 def scan(log: Path, home: Path) -> LogFacts:
     """Read *log* once; files that are not where it says are looked for below *home*."""
     facts = LogFacts(log, size=log.stat().st_size)
-    reading = records(log)
+    reading = read_records(log)
     while True:
         try:
-            record = parsed(next(reading))
+            record = parse_record(next(reading))
         except StopIteration as end:
             if end.value < facts.size and is_damaged(log, end.value):
                 facts.damaged_at = end.value
@@ -56,8 +56,8 @@ def scan(log: Path, home: Path) -> LogFacts:
 
 def timestamps(log: Path) -> Iterator[float | None]:
     """When each row of *log* was logged, by which a row is known again."""
-    for payload in records(log):
-        record = parsed(payload)
+    for payload in read_records(log):
+        record = parse_record(payload)
         if record.WhichOneof("record_type") == "history":
             yield next(
                 (

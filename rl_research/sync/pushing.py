@@ -20,9 +20,9 @@ from rl_research.sync.local_runs import LocalRun
 from rl_research.sync.logs import LogFacts, scan
 from rl_research.sync.outcome import Outcome, outcome_of
 from rl_research.sync.threaded_store import ThreadedStore, verdict_of, with_retries
+from rl_research.tracking import SyncCommand
 
 _FILES, _DEBUG = "files", "logs"  # folders of a segment
-_MARKS = (".synced", ".syncstate")
 
 
 def push(
@@ -87,7 +87,7 @@ def _needed(run: LocalRun, logs: Iterable[LogFacts]) -> Iterator[tuple[str, Path
     for facts in logs:
         segment = facts.log.parent
         for path in sorted(segment.rglob("*")):
-            is_ours = path == facts.log or path.suffix in _MARKS
+            is_ours = path == facts.log or path.suffix in SyncCommand.MARKS
             if path.is_file() and not is_ours and path.relative_to(segment).parts[0] != _DEBUG:
                 yield _name(path, run.home), path
         for found in facts.places.values():

@@ -18,7 +18,8 @@ from rl_research.sync.liveness import is_held
 from rl_research.sync.local_runs import LocalRun
 from rl_research.sync.outcome import Outcome, Verdict, outcome_of
 from rl_research.sync.sending import Sent
-from rl_research.sync.server import Account, RunThere
+from rl_research.sync.server import RunThere
+from rl_research.tracking import WandbApi
 
 _FIRST_WAIT, _LONGEST_WAIT = 60.0, 6 * 3600.0  # seconds until the next try; doubled each time
 
@@ -58,7 +59,7 @@ def _record_segments(job: Job, *, delivered: bool) -> None:
     ledger.rows_recorded = sum(part["rows"] for part in ledger.segments.values())
 
 
-def record_verdict(run: LocalRun, verdict: Verdict, account: Account) -> Outcome:
+def record_verdict(run: LocalRun, verdict: Verdict, account: WandbApi) -> Outcome:
     """Write *verdict* into the ledger of *run*, wandb's marker and the run's record; return the outcome."""
     _set_state(run.ledger, verdict, account)
     for name, size in run.sizes.items():
@@ -86,7 +87,7 @@ def record_start(run: LocalRun) -> Verdict | None:
     return None
 
 
-def _set_state(ledger: Ledger, verdict: Verdict, account: Account) -> None:
+def _set_state(ledger: Ledger, verdict: Verdict, account: WandbApi) -> None:
     """Set the state, the number of tries, and when the next one is due."""
     now = time.time()
     ledger.state, ledger.reason, ledger.remedy = verdict.state, verdict.reason, verdict.remedy

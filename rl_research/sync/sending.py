@@ -7,7 +7,6 @@ nothing is read from its exit code but that it failed.
 from __future__ import annotations
 
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -17,27 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rl_research.system import ending_with_us
+from rl_research.tracking import SERVICE, SyncCommand
 
-#: Left alone, wandb tries for sixteen minutes, and rows for seven days. The environment wins.
-BOUNDS = {
-    "WANDB_X_GRAPHQL_RETRY_MAX": "4",
-    "WANDB_X_GRAPHQL_RETRY_WAIT_MIN_SECONDS": "1",
-    "WANDB_X_GRAPHQL_RETRY_WAIT_MAX_SECONDS": "5",
-    "WANDB_X_GRAPHQL_TIMEOUT_SECONDS": "20",
-    "WANDB_X_FILE_STREAM_RETRY_MAX": "5",
-    "WANDB_X_FILE_STREAM_RETRY_WAIT_MIN_SECONDS": "1",
-    "WANDB_X_FILE_STREAM_RETRY_WAIT_MAX_SECONDS": "8",
-    "WANDB_X_FILE_STREAM_TIMEOUT_SECONDS": "60",
-    "WANDB_X_FILE_TRANSFER_RETRY_MAX": "5",
-    "WANDB_X_FILE_TRANSFER_RETRY_WAIT_MIN_SECONDS": "1",
-    "WANDB_X_FILE_TRANSFER_RETRY_WAIT_MAX_SECONDS": "8",
-    "WANDB_ERROR_REPORTING": "false",
-}
 _IN_PARALLEL = 12  # runs at a time in one process; more gains little
 _LEAST, _BYTES_PER_SECOND = 180.0, 200_000  # a sync may take this long, and a slow line's time
 _POLL = 0.2
-_AT = re.compile(r"\[(\S+)\] View run .*?\bat (\S+)$")
-_DONE = "Finished syncing"
 
 
 @dataclass(frozen=True)
@@ -52,7 +35,7 @@ class Sent:
     @property
     def urls(self) -> dict[str, str]:
         """The page of each run, by ``entity/project/run_id``."""
-        found = (_AT.search(line) for line in self.output.splitlines())
+        found = (SyncCommand.PAGE.search(line) for line in self.output.splitlines())
         return {match[1]: match[2] for match in found if match}
 
 
@@ -77,10 +60,10 @@ def send(
     """
     folder.mkdir(parents=True)
     output = folder / "output.txt"
-    command = [sys.executable, "-m", "wandb", "sync", "--include-online", "--include-synced"]
+    command = [sys.executable, "-m", "wandb", "sync", *SyncCommand.OPTIONS]
     with output.open("wb") as out, ending_with_us() as (leashed, end):
         process = subprocess.Popen(
-            [*leashed, *command, "-n", str(_IN_PARALLEL), *map(str, logs)],
+            [*leashed, *command, SyncCommand.PARALLEL, str(_IN_PARALLEL), *map(str, logs)],
             stdin=subprocess.DEVNULL,
             stdout=out,
             stderr=subprocess.STDOUT,
@@ -89,16 +72,16 @@ def send(
             pass_fds=[end, *held],
         )
         try:
-            code = _wait(process, seconds, lambda: on_done(_text(output).count(_DONE)))
+            code = _wait(process, seconds, lambda: on_done(_text(output).count(SyncCommand.DONE)))
         finally:
             _end(process)
     return Sent(folder, code, _text(output), seconds)
 
 
 def _environment(folder: Path) -> dict[str, str]:
-    inherited = {name: value for name, value in os.environ.items() if name != "WANDB_SERVICE"}
+    inherited = {name: value for name, value in os.environ.items() if name != SERVICE}
     own = {"WANDB_DIR": str(folder), "WANDB_SILENT": "false", "WANDB_MODE": "online"}
-    return {**BOUNDS, **inherited, **own}
+    return {**SyncCommand.BOUNDS, **inherited, **own}
 
 
 def _wait(process: subprocess.Popen[bytes], seconds: float, tick: Callable[[], None]) -> int | None:

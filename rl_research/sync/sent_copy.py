@@ -13,7 +13,7 @@ from typing import Any
 
 from rl_research.sync.logs import LogFacts, timestamps
 from rl_research.sync.server import RunThere
-from rl_research.tracking import Writer, parsed, records
+from rl_research.tracking import LogWriter, parse_record, read_records
 
 _CRASHED = 255  # the exit code of a process that did not come to its end
 
@@ -60,23 +60,23 @@ def write_copy(
     else:
         (folder / "files").mkdir()  # wandb writes the summary there; stores keep no empty folders
     with copy.open("wb") as file:
-        writer, number = Writer(file), 0
-        for payload in records(facts.log):
-            record = parsed(payload)
+        writer, number = LogWriter(file), 0
+        for payload in read_records(facts.log):
+            record = parse_record(payload)
             if not (left_out.has(record) or _is_lost(record, facts) or _is_idle(record, facts)):
                 number = record.num
                 writer.write(record.SerializeToString() if _corrected(record, facts) else payload)
                 if summary and record.WhichOneof("record_type") == "run":
                     writer.write(_record_of(summary))
         if not facts.exited:
-            end = parsed(b"")
+            end = parse_record(b"")
             end.num, end.exit.exit_code = number + 1, _CRASHED
             writer.write(end.SerializeToString())
     return copy
 
 
 def _record_of(summary: Mapping[str, Any]) -> bytes:
-    record = parsed(b"")
+    record = parse_record(b"")
     for key, value in summary.items():
         item = record.summary.update.add()
         item.nested_key.append(key)

@@ -51,7 +51,7 @@ def sync_runs(
 
     wandb is imported only if there is something to send.
     """
-    account = server.wandb_account()
+    account = server.configured()
     outcomes: dict[int, Outcome] = {}
     todo = []
     for number, run in enumerate(runs):

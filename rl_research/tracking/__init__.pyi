@@ -1,31 +1,51 @@
-from .callback import BaseCallback as BaseCallback, StepClock as StepClock
-from .logged_rows import Logged as Logged
 from .logger import ExperimentLogger as ExperimentLogger
-from .policy_zip import (
+from .provenance import (
+    current_flow_run as current_flow_run,
+    git_state as git_state,
+    package_versions as package_versions,
+    public as public,
+)
+from .rows import (
+    STEP as STEP,
+    ProgressFile as ProgressFile,
+    RowWriter as RowWriter,
+    values_of_row as values_of_row,
+    write_row as write_row,
+)
+from .saved_policy import (
     MODEL as MODEL,
     NORMALIZER as NORMALIZER,
     STATISTICS as STATISTICS,
     policy_files as policy_files,
     restore_statistics as restore_statistics,
 )
-from .provenance import public as public
-from .rows import (
-    STEP as STEP,
-    ProgressFile as ProgressFile,
-    RowWriter as RowWriter,
-    numbers as numbers,
-    write_row as write_row,
+from .sb3_callbacks import (
+    BaseCallback as BaseCallback,
+    StepClock as StepClock,
+    WandbCallback as WandbCallback,
 )
-from .settings import for_afterword as for_afterword
-from .wandb_api import NoAnswer as NoAnswer, WandbApi as WandbApi, api_key as api_key
-from .wandb_callback import WandbCallback as WandbCallback
+from .settings import resolve_settings as resolve_settings, settings_to_reopen as settings_to_reopen
+from .wandb_api import (
+    NoAnswer as NoAnswer,
+    NotUnderstood as NotUnderstood,
+    Refused as Refused,
+    Unreachable as Unreachable,
+    WandbApi as WandbApi,
+)
 from .wandb_log import (
-    Writer as Writer,
+    Logged as Logged,
+    LogWriter as LogWriter,
     is_damaged as is_damaged,
-    logged as logged,
     logged_artifacts as logged_artifacts,
     logs_of as logs_of,
-    parsed as parsed,
-    records as records,
-    row_of as row_of,
+    read_logged as read_logged,
+    read_records as read_records,
+    row_in as row_in,
+)
+from .wandb_private import (
+    RESUME_STATUS as RESUME_STATUS,
+    SERVICE as SERVICE,
+    SyncCommand as SyncCommand,
+    SyncLog as SyncLog,
+    parse_record as parse_record,
 )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import logging
 import os
 import sys
 import threading
@@ -12,39 +11,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rl_research.config import Config, plain
-from rl_research.errors import LoggingError
+from rl_research.errors import ConfigError, LoggingError
 from rl_research.system import unused
-from rl_research.tracking import (
-    media,
-    model_files,
-    open_loggers,
-    provenance,
-    wandb_artifacts,
-    wandb_finish,
-    wandb_run,
-)
-from rl_research.tracking.logged_rows import Logged
-from rl_research.tracking.metrics import (
-    GLOBAL_STEP,
-    Names,
-    NotFinite,
-    Row,
-    Steps,
-    check_name,
-    groups,
-    scalars,
-)
-from rl_research.tracking.run_state import Whereabouts
-from rl_research.tracking.settings import RunSettings, resolve
-from rl_research.tracking.thinning import Thinner
+from rl_research.tracking import media, provenance, saved_policy
+from rl_research.tracking.metric_names import Names, check_name
+from rl_research.tracking.metrics import NotFinite, Row, Steps, Thinner, groups, scalars
+from rl_research.tracking.settings import RunSettings, resolve_settings
+from rl_research.tracking.wandb_log import Logged
+from rl_research.tracking.wandb_run import WandbRun
 
 if TYPE_CHECKING:
     from stable_baselines3.common.callbacks import BaseCallback
 
-log = logging.getLogger(__name__)
+_open: list[ExperimentLogger] = []  # those of this process, and of the one it was forked from
+_open_lock = threading.Lock()
 
 
-class ExperimentLogger(Whereabouts):
+class ExperimentLogger:
     """One run's metrics, configuration, media and models.
 
     *config* is a `Config` or any mapping, a ``DictConfig`` too, with a ``wandb`` section (project,
@@ -71,36 +54,53 @@ class ExperimentLogger(Whereabouts):
         run_dir: str | os.PathLike[str] | None = None,
     ) -> None:
         if not isinstance(config, RunSettings):
-            config = resolve(config, run_id, run_dir)
-        self._settings = config
-        self.run_id = self._settings.run_id
-        self.dir = self._settings.dir
+            config = resolve_settings(config, run_id, run_dir)
+        self._settings, self.run_id, self.dir = config, config.run_id, config.dir
         self._lock = threading.RLock()
         self._names, self._steps = Names(), Steps()
-        self._thinner = Thinner(self._settings.wandb.max_rows)
+        self._thinner = Thinner(config.wandb.max_rows)
         self._not_finite = NotFinite()
         self._left_out = Logged()
         self._filmed: set[Path] = set()
         self._last_actions: list[Callable[[], None]] = []
         self._pid, self._finished = os.getpid(), False
-        open_loggers.register(self)
-        self._wandb = None
+        self._register()
         try:
-            if self._settings.wandb.mode != "disabled":
-                import wandb
-
-                self._wandb = wandb
-                opened = wandb_run.open_run(wandb, self._settings, self._settings.facts(env))
-                self.run, self.reason = opened.run, opened.reason
+            self._wandb = wandb = WandbRun(config, config.facts(env))
         except BaseException:
-            open_loggers.unregister(self)
+            self._unregister()
             raise
+        self.run, self.mode, self.reason = wandb.run, wandb.mode, wandb.reason
+        self.path, self.url, self.wandb_dir = wandb.path, wandb.url, wandb.folder
+        self.finished: bool | None = None
         atexit.register(self._finish_at_exit)
 
     @classmethod
     def current(cls) -> ExperimentLogger | None:
         """The logger this process opened last and has not finished."""
-        return open_loggers.latest()
+        with _open_lock:
+            return next((logger for logger in reversed(_open) if logger._pid == os.getpid()), None)
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What ``run.json`` says of the W&B run; `finished` is None while it is open.
+
+        Then it says whether all rows have arrived (online) or are on disk (offline).
+        """
+        return {
+            "id": self.run_id,
+            "mode": self.mode,
+            "wanted": self._settings.wandb.mode,
+            "reason": self.reason,
+            "path": self.path,
+            "dir": None if self.wandb_dir is None else str(self.wandb_dir),
+            "url": self.url,
+            "finished": self.finished,
+        }
+
+    def served(self) -> Logged | None:
+        """Return what the server has of this run; None if the run is offline or the server does not say."""
+        return self._wandb.logged_on_server()
 
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
         """Log one row of numbers at *step*, the number of environment steps so far.
@@ -114,7 +114,7 @@ class ExperimentLogger(Whereabouts):
         with self._lock:
             at = self._steps.of_row(step)
             self._names.claim(row, "metric", at, step is not None, groups(metrics))
-            self._not_finite.mention(row)
+            self._not_finite.warn_about(row)
             self._emit(self._thinner.add(at, row))
 
     def leave_out(self, logged: Logged) -> None:
@@ -146,8 +146,7 @@ class ExperimentLogger(Whereabouts):
         self._check_open()
         row = scalars(values)
         with self._lock:
-            if self.run is not None:
-                self.run.summary.update(row)
+            self._wandb.update_summary(row)
 
     def log_image(self, name: str, image: Any, step: int | None = None, caption: str | None = None) -> None:
         """Log an array, tensor, PIL image, matplotlib figure or picture file; see `media`."""
@@ -155,19 +154,22 @@ class ExperimentLogger(Whereabouts):
         pixels = media.image_pixels(image, check_name(name))
         with self._lock:
             at = self._claim(name, "image", step)
-            self._log_media(name, at, lambda wandb: wandb.Image(pixels, caption=caption))
+            if self._is_new(name, at):
+                self._wandb.log_image(at, name, pixels, caption)
 
     def log_video(self, name: str, video: Any, fps: float = 30, step: int | None = None) -> None:
         """Log frames, which become ``videos/{name}-{step}.mp4`` in the run folder, or a file."""
         self._check_open()
         check_name(name)
-        film = media.video_path(video, name) if isinstance(video, (str, os.PathLike)) else None
-        frames = None if film else media.video_frames(video, name)
+        is_file = isinstance(video, (str, os.PathLike))
+        given = media.video_path(video, name) if is_file else media.video_frames(video, name)
         with self._lock:
             at = self._claim(name, "video", step)
-            if frames is not None:
-                film = media.encode(frames, self._place_for_film(name, at), fps)
-            self._log_media(name, at, lambda wandb: wandb.Video(str(film)))
+            film = (
+                given if isinstance(given, Path) else media.encode(given, self._place_for_film(name, at), fps)
+            )
+            if self._is_new(name, at):
+                self._wandb.log_video(at, name, film)
 
     def save_model(
         self,
@@ -183,16 +185,12 @@ class ExperimentLogger(Whereabouts):
         to *metadata*, ``latest`` and ``step-N`` to *aliases*.
         """
         self._check_open()
-        model_files.check_artifact(name, metadata := dict(metadata or {}), aliases)
-        saved = model_files.save(model, self.dir / "models", name)
-        facts = {**metadata, **saved.facts, "run_id": self.run_id}
-        if self._wandb is not None and self.run is not None:
-            artifact = self._wandb.Artifact(name, type="model", metadata=provenance.public(facts))
-            for file in saved.files:
-                local = str(saved.path.with_name(file))
-                artifact.add_file(local, name=file, policy="immutable", skip_cache=True)
-            wandb_artifacts.log(self.run, artifact, [f"step-{saved.step}", *aliases])
-        return saved.path
+        saved_policy.check_artifact(name, metadata := dict(metadata or {}), aliases)
+        path, facts = saved_policy.save_policy(model, self.dir / "models", name)
+        facts = {**metadata, **facts, "run_id": self.run_id}
+        files, alias = sorted(path.parent.iterdir()), f"step-{facts['global_step']}"
+        self._wandb.log_files(name, files, facts, [alias, *aliases])
+        return path
 
     def log_checkpoint(
         self,
@@ -209,15 +207,12 @@ class ExperimentLogger(Whereabouts):
         then `ConnectionError` says that the server has not taken it, and nothing has been logged.
         """
         self._check_open()
-        model_files.check_artifact(name, facts := {**metadata, "uri": uri}, aliases)
-        if self._wandb is not None and self.run is not None:
-            artifact = self._wandb.Artifact(name, type="model", metadata=provenance.public(facts))
-            wandb_artifacts.add_references(self._wandb, artifact, uri, files)
-            wandb_artifacts.log(self.run, artifact, aliases, wait)
+        saved_policy.check_artifact(name, facts := {**metadata, "uri": uri}, aliases)
+        self._wandb.log_references(name, uri, files, facts, aliases, wait)
 
     def get_callbacks(self) -> list[BaseCallback]:
         """What ``model.learn(callback=…)`` needs so that its metrics arrive here."""
-        from rl_research.tracking.wandb_callback import WandbCallback
+        from rl_research.tracking.sb3_callbacks import WandbCallback
 
         return [WandbCallback(logger=self)]
 
@@ -225,10 +220,10 @@ class ExperimentLogger(Whereabouts):
         """Run *action*, which may still log, when `finish` is called."""
         self._last_actions.append(action)
 
-    def finish(self, exit_code: int = 0, patience: Callable[[], float] | None = None) -> None:
+    def finish(self, exit_code: int = 0, seconds_left: Callable[[], float] | None = None) -> None:
         """Log what is pending and finish the run, in ``wandb.finish_timeout`` seconds at most.
 
-        Earlier where *patience*, asked again and again, has no seconds left.
+        Earlier where *seconds_left*, called again and again, returns 0 or less.
         """
         with self._lock:
             if self._finished:
@@ -239,15 +234,28 @@ class ExperimentLogger(Whereabouts):
             finally:
                 self._finished = True
                 atexit.unregister(self._finish_at_exit)
-                open_loggers.unregister(self)
-                if self.run is not None:
-                    self.finished = wandb_finish.close_run(self._wandb, self.run, exit_code, patience)
+                self._unregister()
+                self.finished = self._wandb.finish(exit_code, seconds_left)
 
     def __enter__(self) -> ExperimentLogger:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self.finish(exit_code=0 if kind is None else 1)
+
+    def _register(self) -> None:
+        """Note that this logger is open; raise `ConfigError` if its run is being logged already."""
+        with _open_lock:
+            if any(other.run_id == self.run_id and other._pid == self._pid for other in _open):
+                raise ConfigError(
+                    f"run_id={self.run_id} is being logged already: finish() that logger first, "
+                    "or give another run_id."
+                )
+            _open.append(self)
+
+    def _unregister(self) -> None:
+        with _open_lock:
+            _open.remove(self)
 
     def _check_open(self) -> None:
         if self._finished:
@@ -271,18 +279,15 @@ class ExperimentLogger(Whereabouts):
         self._filmed.add(target)
         return target
 
-    def _log_media(self, name: str, step: int, make: Callable[[Any], Any]) -> None:
-        if self._wandb is not None and (name, step) not in self._left_out.media:
-            self._log_row(step, {name: make(self._wandb)})
-
-    def _log_row(self, step: int, row: Mapping[str, Any]) -> None:
+    def _is_new(self, name: str, step: int) -> bool:
+        """Return whether no segment before this one has logged this picture or film."""
         self._check_open()
-        if self.run is not None:
-            self.run.log({**row, GLOBAL_STEP: step})
+        return (name, step) not in self._left_out.media
 
     def _emit(self, row: tuple[int, Row] | None) -> None:
         if row is not None and row[0] not in self._left_out.steps:
-            self._log_row(*row)
+            self._check_open()
+            self._wandb.log(*row)
 
     def _flush(self) -> None:
         self._emit(self._thinner.flush())
@@ -290,5 +295,4 @@ class ExperimentLogger(Whereabouts):
 
     def _update_config(self, values: Mapping[str, Any]) -> None:
         with self._lock:
-            if self.run is not None:
-                self.run.config.update(values, allow_val_change=True)  # type: ignore[no-untyped-call]
+            self._wandb.update_config(values)

@@ -1,9 +1,28 @@
-"""The metrics that Stable-Baselines3, sb3-contrib and this project log, and what they mean."""
+"""Metric names: which may be used, what Stable-Baselines3's mean, and what each run has used so far.
+
+A metric name is made of letters, digits, ``_``, ``-``, ``.`` and inner spaces, grouped by single
+slashes: ``eval/mean_reward``. It has at most 250 characters, does not start with ``_`` (W&B keeps
+its own values there) and is not ``global_step``, which is the x axis. One name means one thing for
+the whole run: a number, an image, a video or a nested mapping. ``custom`` beside ``custom/metric``
+is fine: W&B keeps both.
+"""
 
 from __future__ import annotations
 
 import difflib
+import logging
+import re
+from collections.abc import Iterable
+from pathlib import Path
 
+from rl_research.errors import LoggingError
+from rl_research.system import write_text
+
+log = logging.getLogger(__name__)
+
+GLOBAL_STEP = "global_step"
+MAX_LENGTH = 250
+#: The metrics that Stable-Baselines3, sb3-contrib and this project log, and what they mean.
 KNOWN: dict[str, str] = {
     "rollout/ep_rew_mean": "mean return of the last 100 training episodes",
     "rollout/ep_len_mean": "mean length of the last 100 training episodes, in steps",
@@ -41,10 +60,108 @@ KNOWN: dict[str, str] = {
 }
 
 _LIKENESS = 0.92  # 'eval/mean_rewrd' is as like as this; 'rollout/ep_rew_max' is a name of its own
+_PART = r"(?!\.+(?:/|$))[A-Za-z0-9_.-](?:[A-Za-z0-9_. -]*[A-Za-z0-9_.-])?"
+_NAME = re.compile(rf"(?!_){_PART}(?:/{_PART})*")
+_FORBIDDEN = re.compile(r"[^A-Za-z0-9_./ -]+")
+
+
+def check_name(name: object) -> str:
+    """Return *name* if it may name a metric, an image or a video; else raise `LoggingError`."""
+    if not isinstance(name, str):
+        raise LoggingError(f"metric name {name!r} is not a string. Use for instance 'custom/{name}'.")
+    if name == GLOBAL_STEP:
+        raise LoggingError("'global_step' is the x axis of every chart. Give it as step=….")
+    if len(name) > MAX_LENGTH:
+        raise LoggingError(f"metric name {name[:40]!r}… has {len(name)} characters; {MAX_LENGTH} fit.")
+    if not _NAME.fullmatch(name):
+        raise LoggingError(
+            f"{name!r} cannot name a metric: use letters, digits, '_', '-', '.' and inner spaces, "
+            f"grouped by single slashes, not starting with '_'.{_mended(name)}"
+        )
+    return name
+
+
+def _mended(name: str) -> str:
+    parts = (_FORBIDDEN.sub("_", part).strip(" ") for part in name.split("/"))
+    mended = "/".join(part for part in parts if part.strip("._")).lstrip("_")
+    return f" For instance {mended!r}." if _NAME.fullmatch(mended) else ""
 
 
 def misspelt(name: str) -> str | None:
-    """The known metric that *name* is probably meant to be, unless it is known itself."""
+    """Return the known metric that *name* is probably meant to be; None if it is known itself."""
     if name in KNOWN or "/" not in name:
         return None
     return next(iter(difflib.get_close_matches(name, KNOWN, n=1, cutoff=_LIKENESS)), None)
+
+
+class Names:
+    """The names one run has used, each for one kind of thing."""
+
+    def __init__(self) -> None:
+        self.first_step: dict[str, int] = {}
+        self.descriptions: dict[str, str] = {}
+        self._kinds: dict[str, str] = {}
+        self._groups: set[str] = set()
+        self._given_step: dict[str, int] = {}
+
+    def claim(
+        self, names: Iterable[str], kind: str, step: int, given: bool = True, groups: Iterable[str] = ()
+    ) -> None:
+        """Note that *names* are of *kind* and have reached *step*, or raise and note nothing.
+
+        *groups* are the names given as nested mappings. Only steps that were *given* must not go backwards,
+        and only those of one name: a row about an earlier step may come late, as Stable-Baselines3's do.
+        """
+        names = list(names)
+        for name in names:
+            if (before := self._kinds.get(name, kind)) != kind:
+                raise LoggingError(f"{name!r} names a {before} in this run; rename the {kind}.")
+            if given and step < (reached := self._given_step.get(name, 0)):
+                raise LoggingError(
+                    f"{name!r} at step {step} comes after step {reached}: a metric's steps cannot go "
+                    "backwards. Log in order; continue training with reset_num_timesteps=False, or begin "
+                    "another run with a new ExperimentLogger."
+                )
+        self._check_groups(names, all_groups := self._groups | set(groups))
+        self._groups = all_groups
+        for name in names:
+            if name not in self._kinds:
+                self._kinds[name], self.first_step[name] = kind, step
+                if hint := misspelt(name):
+                    log.warning("metric '%s' is logged as it is. Did you mean '%s'?", name, hint)
+        if given:
+            self._given_step.update(dict.fromkeys(names, step))
+
+    def _check_groups(self, names: list[str], groups: set[str]) -> None:
+        new_groups = groups - self._groups
+        both = (groups & set(names)) | (new_groups & self._kinds.keys())
+        if both:
+            name = min(both)
+            raise LoggingError(
+                f"{name!r} is a metric and a nested mapping in one run. Rename one of them, "
+                f"for instance the metric as {name + '/value'!r}."
+            )
+
+    def write_table(self, path: Path) -> None:
+        """Write name, description and first step of every metric to *path*, as Markdown."""
+        if not self.first_step:
+            return
+        rows = _read_table(path)
+        for name, step in self.first_step.items():
+            meaning = self.descriptions.get(name) or KNOWN.get(name, "")
+            before = rows.get(name, ("", step))
+            rows[name] = (meaning.replace("|", "\\|") or before[0], min(step, before[1]))
+        lines = [f"| {name} | {text} | {step} |" for name, (text, step) in sorted(rows.items())]
+        head = ["| name | description | first step |", "| --- | --- | --- |"]
+        write_text(path, "\n".join([*head, *lines]) + "\n")
+
+
+_TABLE_ROW = re.compile(r"\| (?P<name>[^|]+) \| (?P<text>.*) \| (?P<step>\d+) \|")
+
+
+def _read_table(path: Path) -> dict[str, tuple[str, int]]:
+    """Return what an earlier segment of the run wrote."""
+    if not path.is_file():
+        return {}
+    found = (_TABLE_ROW.fullmatch(line) for line in path.read_text(encoding="utf-8").splitlines())
+    return {row["name"]: (row["text"], int(row["step"])) for row in found if row}

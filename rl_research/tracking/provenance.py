@@ -28,7 +28,7 @@ _PACKAGES = (
 )  # fmt: skip
 
 
-def versions() -> dict[str, str]:
+def package_versions() -> dict[str, str]:
     """Python, the platform, and the installed packages that a result depends on."""
     return dict(_versions())
 
@@ -42,7 +42,7 @@ def _versions() -> tuple[tuple[str, str], ...]:
     return tuple(found.items())
 
 
-def git() -> dict[str, Any]:
+def git_state() -> dict[str, Any]:
     """``commit`` and ``dirty`` of the repository of the working folder, or nothing."""
     with suppress(OSError):
         return dict(_git(str(Path.cwd())))
@@ -68,7 +68,7 @@ def _ask_git(folder: str, *words: str) -> str | None:
     return None
 
 
-def environment(env: Any) -> dict[str, Any]:
+def environment_facts(env: Any) -> dict[str, Any]:
     """``id``, spaces and ``n_envs`` of a gymnasium environment or a VecEnv."""
     found: dict[str, Any] = {}
     for name in ("observation_space", "action_space"):
@@ -82,7 +82,7 @@ def environment(env: Any) -> dict[str, Any]:
     return found
 
 
-def flow_run() -> dict[str, str]:
+def current_flow_run() -> dict[str, str]:
     """The current Prefect flow run, from memory only; nothing where Prefect was never imported."""
     context = sys.modules.get("prefect.context")
     found: dict[str, Any] = {"flow_run_id": os.environ.get("PREFECT__FLOW_RUN_ID")}

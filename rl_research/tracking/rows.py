@@ -123,7 +123,7 @@ def read_progress(path: Path) -> list[dict[str, str]]:
     return list(csv.DictReader(whole))
 
 
-def numbers(row: Mapping[str, str]) -> tuple[Row, int]:
+def values_of_row(row: Mapping[str, str]) -> tuple[Row, int]:
     """A row of ``progress.csv`` as values and step; empty cells are left out."""
     cells: Row = {}
     for key, text in row.items():

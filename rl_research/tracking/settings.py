@@ -42,28 +42,28 @@ class RunSettings:
     root: Path  # gets the folder ``wandb``
     dir: Path  # the run's own folder
     config: dict[str, Any]
-    is_afterword: bool = False  # to a run that has ended: of what it is nothing is said again
+    reopens: bool = False  # a run that has ended, to add to it: its configuration is not logged again
 
     def facts(self, env: Any) -> dict[str, Any]:
         """The run's configuration as W&B shows it, and where it comes from; no secrets."""
-        if self.is_afterword:
+        if self.reopens:
             return {}
         facts = provenance.public(self.config)
-        facts |= {"run_id": self.run_id, "versions": provenance.versions()}
-        if git := provenance.git():
+        facts |= {"run_id": self.run_id, "versions": provenance.package_versions()}
+        if git := provenance.git_state():
             facts["git"] = git
         experiment = facts.get("experiment")
         if isinstance(experiment, Mapping) and "seed" in experiment:
             facts.setdefault("seed", experiment["seed"])
-        if described := provenance.environment(env):
+        if described := provenance.environment_facts(env):
             known = facts.get("env")
             facts["env"] = {**(known if isinstance(known, Mapping) else {}), **described}
-        if flow_run := provenance.flow_run():
+        if flow_run := provenance.current_flow_run():
             facts["prefect"] = flow_run
         return facts
 
 
-def resolve(
+def resolve_settings(
     config: object, run_id: str | None = None, run_dir: str | os.PathLike[str] | None = None
 ) -> RunSettings:
     """Put *config*, the arguments and the environment together, and check them."""
@@ -75,15 +75,15 @@ def resolve(
     return RunSettings(run_id=chosen, wandb=wandb, root=root, dir=directory, config=settings)
 
 
-def for_afterword(run_id: str, path: str, mode: str, root: Path) -> RunSettings:
-    """What it takes to add to the run at *path*, ``[entity/]project/run_id``, which has ended.
+def settings_to_reopen(run_id: str, path: str, mode: str, root: Path) -> RunSettings:
+    """Return what it takes to add to the run at *path*, ``[entity/]project/run_id``, which has ended.
 
-    The environment has no say here: it speaks of runs that begin.
+    The environment has no say here: it is meant for runs that begin.
     """
     *entity, project, _ = path.split("/")
     section = {"project": project, "mode": mode, "job_type": None}
     wandb = validated(WandbSettings, {**section, "entity": next(iter(entity), None)}, "wandb")
-    return RunSettings(run_id, wandb, root, root, {}, is_afterword=True)
+    return RunSettings(run_id, wandb, root, root, {}, reopens=True)
 
 
 def _as_mapping(config: object) -> dict[str, Any]:
@@ -127,7 +127,7 @@ def _from_environment() -> dict[str, Any]:
 def _run_id(given: str | None, settings: Mapping[str, Any]) -> str:
     """The first of: argument, ``config.run_id``, ``WANDB_RUN_ID``, the flow run, a new one."""
     run_id = given or settings.get("run_id") or os.environ.get("WANDB_RUN_ID")
-    if run_id is None and (flow_run := provenance.flow_run()):
+    if run_id is None and (flow_run := provenance.current_flow_run()):
         # The end of the flow run's id is random; its beginning is the time of its creation.
         run_id = flow_run["flow_run_id"].replace("-", "")[-12:]
     run_id = str(run_id) if run_id is not None else secrets.token_hex(6)

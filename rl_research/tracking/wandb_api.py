@@ -1,11 +1,13 @@
-"""The few questions we ask a W&B server ourselves, each bounded in time.
+"""A client for the questions that this project asks a W&B server itself, each bounded in time.
 
-W&B's own client retries for minutes, and verifies the account before each first question.
+W&B's own client retries for minutes, verifies the account before each first question and has to be imported.
 """
 
 from __future__ import annotations
 
 import base64
+import configparser
+import hashlib
 import http.client
 import json
 import netrc
@@ -13,11 +15,12 @@ import os
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from rl_research.system import Attempt, lasting
-from rl_research.tracking.logged_rows import Logged
+from rl_research.tracking.wandb_log import Logged, row_of
 
 _VIEWER = "query Viewer { viewer { id entity } }"
 _RUN = """query OneRun($entity: String, $project: String!, $name: String!) {
@@ -30,76 +33,110 @@ _PAGE = """query HistoryPage($entity: String, $project: String!, $name: String!,
     }
 }"""
 _ROWS = 1000  # of a page; a server samples longer ones
+_PUBLIC_SERVER = "https://api.wandb.ai"
 
 
 class NoAnswer(Exception):
     """Raised where the server does not give the answer that was asked for; says why in one line."""
 
 
-class WandbApi:
-    """A W&B server at *base_url*; no question takes longer than *timeout* seconds. `NoAnswer`."""
+class Refused(NoAnswer):
+    """Raised when the server does not know the API key, or denies the account what it asks for."""
 
-    def __init__(self, base_url: str, timeout: float = 4.0):
-        self.base_url = base_url.rstrip("/")
+
+class NotUnderstood(NoAnswer):
+    """Raised when the server does not support the question."""
+
+
+class Unreachable(NoAnswer):
+    """Raised when the server does not answer; it may later."""
+
+
+class WandbApi:
+    """A W&B server, asked with the API key that wandb would use; no question takes longer than *timeout* s.
+
+    Without *base_url* it is the server that wandb is configured for. Every question raises `NoAnswer`, or
+    what is derived from it, where there is no answer.
+    """
+
+    def __init__(self, base_url: str | None = None, timeout: float = 4.0):
+        self.base_url = (base_url or _configured_url()).rstrip("/")
         self.timeout = timeout
+        self.key = _api_key(self.base_url)
+
+    @property
+    def fingerprint(self) -> str:
+        """What tells this server and key from others without telling the key."""
+        return hashlib.sha256(f"{self.base_url} {self.key or ''}".encode()).hexdigest()[:12]
 
     def viewer(self) -> None:
         """Raise `NoAnswer` unless the server knows the API key."""
-        if not self._ask(_VIEWER).get("viewer"):
-            raise NoAnswer(f"{self.base_url} does not know the API key")
+        if not self.query(_VIEWER).get("viewer"):
+            raise Refused(f"{self.base_url} does not know the API key")
 
     def last_step(self, path: str) -> int:
-        """W&B's own number of the last row of the run *path*, ``entity/project/id``; -1: no row."""
+        """Return W&B's own number of the last row of the run *path*, ``entity/project/id``; -1: no row."""
         return int((self._run(_RUN, path).get("historyKeys") or {}).get("lastStep", -1))
 
     def logged(self, path: str) -> Logged:
-        """The rows and media of the run *path*."""
-        last = self.last_step(path)
+        """Return the rows and media of the run *path*."""
         rows = [
-            json.loads(line)
-            for first in range(0, last + 1, _ROWS)
+            row_of(_flat(json.loads(line)))
+            for first in range(0, self.last_step(path) + 1, _ROWS)
             for line in self._run(_PAGE, path, first=first, end=first + _ROWS, size=_ROWS)["history"]
         ]
-        steps = frozenset(step for row in rows if (step := _step(row)) is not None and _numbers(row))
-        media = frozenset((name, step) for row in rows for name, step in _media(row))
-        return Logged(steps, media)
+        return Logged.of(rows)
+
+    def query(self, text: str, **variables: Any) -> dict[str, Any]:
+        """Return the ``data`` of the server's answer to the GraphQL query *text*."""
+        attempt = Attempt(lambda: self._post(text, variables))
+        if not attempt.ended_within(lasting(self.timeout)):
+            raise Unreachable(f"{self.base_url} has not answered for {self.timeout:.0f} s")
+        return attempt.result()
 
     def _run(self, query: str, path: str, **more: Any) -> dict[str, Any]:
         entity, project, name = path.split("/")
-        data = self._ask(query, entity=entity, project=project, name=name, **more)
+        data = self.query(query, entity=entity, project=project, name=name, **more)
         found: dict[str, Any] | None = (data.get("project") or {}).get("run")
         if found is None:
             raise NoAnswer(f"{self.base_url} has no run {path}")
         return found
 
-    def _ask(self, query: str, **variables: Any) -> dict[str, Any]:
-        attempt = Attempt(lambda: self._post(query, variables))
-        if not attempt.ended_within(lasting(self.timeout)):
-            raise NoAnswer(f"{self.base_url} has not answered for {self.timeout:.0f} s")
-        return attempt.result()
-
-    def _post(self, query: str, variables: Mapping[str, Any]) -> dict[str, Any]:
-        if not (key := api_key(self.base_url)):
-            raise NoAnswer("no API key is set: set WANDB_API_KEY or run `wandb login`")
-        token = base64.b64encode(f"api:{key}".encode()).decode()
+    def _post(self, text: str, variables: Mapping[str, Any]) -> dict[str, Any]:
+        if not self.key:
+            raise Refused("no API key is set: set WANDB_API_KEY or run `wandb login`")
+        token = base64.b64encode(f"api:{self.key}".encode()).decode()
         request = urllib.request.Request(
             f"{self.base_url}/graphql",
-            json.dumps({"query": query, "variables": variables}).encode(),
+            json.dumps({"query": text, "variables": variables}).encode(),
             {"Content-Type": "application/json", "Authorization": f"Basic {token}"},
         )
         try:
-            with urllib.request.urlopen(request, timeout=self.timeout) as answer:
-                data = json.load(answer).get("data")
+            with urllib.request.urlopen(request, timeout=self.timeout) as response:
+                answer = json.load(response)
+            data, errors = answer.get("data"), answer.get("errors")
         except urllib.error.HTTPError as error:
-            raise NoAnswer(f"{self.base_url} answered {error.code} {error.reason}") from None
+            kind = {400: NotUnderstood, 401: Refused, 403: Refused}.get(error.code, Unreachable)
+            raise kind(f"{self.base_url} answered {error.code} {error.reason}") from None
         except (OSError, http.client.HTTPException, ValueError, AttributeError) as error:
             reason = getattr(error, "reason", None) or error
-            raise NoAnswer(f"{self.base_url} cannot be reached: {reason}") from None
+            raise Unreachable(f"{self.base_url} cannot be reached: {reason}") from None
+        if errors:
+            raise NotUnderstood(f"{self.base_url} does not answer: {json.dumps(errors)[:300]}")
         return data if isinstance(data, dict) else {}
 
 
-def api_key(base_url: str) -> str | None:
-    """The key that wandb would use: from the environment or from netrc."""
+def _flat(cells: Mapping[str, Any]) -> dict[str, Any]:
+    """Return *cells* with nested mappings spelt by slashes, as the log on disk has them."""
+    flat: dict[str, Any] = {}
+    for name, value in cells.items():
+        inner = _flat(value) if isinstance(value, Mapping) else None
+        flat |= {name: value} if inner is None else {f"{name}/{key}": deep for key, deep in inner.items()}
+    return flat
+
+
+def _api_key(base_url: str) -> str | None:
+    """Return the key that wandb would use: from the environment or from netrc."""
     if key := os.environ.get("WANDB_API_KEY"):
         return key
     host = urlsplit(base_url).netloc  # as wandb writes it, with the port of a server of one's own
@@ -109,26 +146,17 @@ def api_key(base_url: str) -> str | None:
         return None
 
 
-def _step(row: Mapping[str, Any]) -> int | None:
-    step = row.get("global_step")
-    return None if step is None else int(step)
-
-
-def _numbers(row: Mapping[str, Any]) -> bool:
-    """Whether *row* holds a metric; NaN and infinity come as words."""
-    return any(
-        isinstance(value, int | float) or value in ("NaN", "Infinity", "-Infinity")
-        for name, value in row.items()
-        if not name.startswith("_") and name != "global_step"
-    )
-
-
-def _media(row: Mapping[str, Any]) -> list[tuple[str, int]]:
-    step = _step(row)
-    if step is None:
-        return []
-    return [
-        (name, step)
-        for name, value in row.items()
-        if isinstance(value, Mapping) and str(value.get("_type")).endswith("-file")
-    ]
+def _configured_url() -> str:
+    """Return the server that wandb would use: from the environment or from its settings files."""
+    if url := os.environ.get("WANDB_BASE_URL"):
+        return url
+    config = os.environ.get("WANDB_CONFIG_DIR", "~/.config/wandb")
+    for path in (Path("wandb/settings"), Path(config).expanduser() / "settings"):
+        parser = configparser.ConfigParser(default_section="", interpolation=None)
+        try:
+            parser.read(path)
+            if url := parser.get("default", "base_url", fallback=None):
+                return url
+        except configparser.Error:
+            continue
+    return _PUBLIC_SERVER

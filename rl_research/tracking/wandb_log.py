@@ -1,4 +1,4 @@
-"""What the W&B logs of a run's earlier segments hold, read from the files themselves.
+"""The log that W&B keeps of a segment on disk: its framing, its rows, its artifacts.
 
 A ``.wandb`` file is a LevelDB log (blocks of 32 KiB, chunks with a checksum) behind a header of 7 bytes,
 and a record is a protobuf of wandb's. A killed process leaves its tail out; what is whole counts.
@@ -9,97 +9,145 @@ from __future__ import annotations
 import json
 import struct
 import zlib
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from wandb.proto import wandb_internal_pb2
+from rl_research.tracking.wandb_private import LOG_HEADER, LOG_MAGIC, parse_record
 
-from rl_research.tracking.logged_rows import Logged
-
-_BLOCK, _HEADER = 32768, 7
+_BLOCK = 32768
 _FULL, _FIRST, _MIDDLE, _LAST = 1, 2, 3, 4
-_MAGIC = b":W&B"
-_START = _MAGIC + b"\xe1\xbe\x00"
+_CHUNK = struct.Struct("<IHB")  # checksum, length and kind before each chunk's data
 
 
-def logged(folder: Path, run_id: str, but: Path | None = None, kinds: str = "*run") -> Logged | None:
-    """What the segments of *run_id* in *folder*, W&B's own, hold.
+@dataclass(frozen=True)
+class Logged:
+    """The rows and the media that are in a run's segments already."""
+
+    steps: frozenset[int] = frozenset()  # the `global_step` of every row of numbers
+    media: frozenset[tuple[str, int]] = frozenset()  # name and `global_step` of each picture and film
+
+    def __or__(self, other: Logged) -> Logged:
+        return Logged(self.steps | other.steps, self.media | other.media)
+
+    @classmethod
+    def of(cls, rows: Iterable[tuple[int, list[str], set[str]]]) -> Logged:
+        """Return what *rows*, as `row_of` returns them, hold."""
+        rows = list(rows)
+        steps = frozenset(step for step, numbers, _ in rows if numbers)
+        return cls(steps, frozenset((name, step) for step, _, media in rows for name in media))
+
+
+def read_logged(folder: Path, run_id: str, but: Path | None = None, kinds: str = "*run") -> Logged | None:
+    """Return what the segments of *run_id* in *folder*, W&B's own, hold; None if there is no segment.
 
     *kinds* is how the names of their folders begin: ``offline-run``, ``run``, both. The segment in *but*
-    is left out. None if there is no other: then nobody knows.
+    is left out.
     """
-    logs = logs_of(folder, run_id, but, kinds)
-    rows = [row_of(parsed(record)) for log in logs for record in records(log)]
-    steps = {step for step, numbers, _ in rows if numbers}
-    media = {(name, step) for step, _, names in rows for name in names}
-    return Logged(frozenset(steps), frozenset(media)) if logs else None
+    if not (logs := logs_of(folder, run_id, but, kinds)):
+        return None
+    return Logged.of(row_in(parse_record(record)) for log in logs for record in read_records(log))
 
 
 def logs_of(folder: Path, run_id: str, but: Path | None = None, kinds: str = "*run") -> list[Path]:
-    """The logs of *run_id*'s segments in *folder*, as `logged` takes them."""
+    """Return the logs of *run_id*'s segments in *folder*, chosen as in `read_logged`."""
     found = sorted(folder.glob(f"{kinds}-*/run-{run_id}.wandb"))
     return [log for log in found if log.parent != but]
 
 
 def logged_artifacts(folder: Path, run_id: str) -> Iterator[Mapping[str, Any]]:
-    """The metadata of each artifact that the segments of *run_id* in *folder* hold."""
+    """Yield the metadata of each artifact that the segments of *run_id* in *folder* hold."""
     for log in logs_of(folder, run_id):
-        for payload in records(log):
-            record = parsed(payload)
+        for payload in read_records(log):
+            record = parse_record(payload)
             if record.WhichOneof("record_type") == "artifact" and record.artifact.metadata:
                 yield json.loads(record.artifact.metadata)
 
 
-def records(log: Path) -> Generator[bytes, None, int]:
-    """The payloads of *log*'s whole records, up to where it was cut off or damaged.
+def row_in(record: Any) -> tuple[int, list[str], set[str]]:
+    """Return what `row_of` does for the row in *record*; as an empty row if that is no row."""
+    if record.WhichOneof("record_type") != "history":
+        return row_of({})
+    items = record.history.item
+    return row_of({"/".join(item.nested_key) or item.key: json.loads(item.value_json) for item in items})
 
-    The generator's own value is the byte where that was: the file's size if it is whole.
+
+def row_of(cells: Mapping[str, Any]) -> tuple[int, list[str], set[str]]:
+    """Return the step of a row with *cells*, and the names of its numbers and of its media.
+
+    Names of nested cells are spelt with slashes. Without a `global_step` it is -1, and there are no names.
+    """
+    if (step := cells.get("global_step")) is None:
+        return -1, [], set()
+    media = {  # a film is a mapping, which W&B stores flat
+        name.removesuffix("/_type")
+        for name, value in cells.items()
+        if name.endswith("/_type") and str(value).endswith("-file")
+    }
+    numbers = [
+        name
+        for name, value in cells.items()
+        if _is_number(value)
+        and not name.startswith("_")
+        and name != "global_step"
+        and name.rpartition("/")[0] not in media
+    ]
+    return int(step), numbers, media
+
+
+def _is_number(value: object) -> bool:
+    """Return whether *value* is a number; W&B writes NaN and infinity as words."""
+    return isinstance(value, int | float) or value in ("NaN", "Infinity", "-Infinity")
+
+
+def read_records(log: Path) -> Generator[bytes, None, int]:
+    """Yield the payloads of *log*'s whole records, up to where it was cut off or damaged.
+
+    The generator returns the byte where that was: the file's size if it is whole.
     """
     with log.open("rb") as file:
-        if not file.read(_HEADER).startswith(_MAGIC):
+        if not file.read(len(LOG_HEADER)).startswith(LOG_MAGIC):
             return 0
-        position, payload, whole = _HEADER, b"", _HEADER
-        while True:
-            left = _BLOCK - position % _BLOCK
-            if left < _HEADER:
-                file.read(left)  # padding to the end of the block
-                position += left
-            chunk = _chunk(file.read(_HEADER), file.read)
-            if chunk is None:
-                return whole
-            kind, data = chunk
-            position += _HEADER + len(data)
-            payload = data if kind in (_FULL, _FIRST) else payload + data
-            if kind in (_FULL, _LAST):
-                whole = position
-                yield payload
+        whole = len(LOG_HEADER)
+        for payload, end in _records(file, whole):
+            whole = end
+            yield payload
+        return whole
+
+
+def has_exited(log: Path) -> bool:
+    """Return whether the Exit record, a log's last, is on disk; only the last two blocks are read."""
+    try:
+        start = max((log.stat().st_size - 1) // _BLOCK - 1, 0) * _BLOCK
+        with log.open("rb") as file:
+            tail = _records(file, start or len(LOG_HEADER))
+            return any(parse_record(payload).WhichOneof("record_type") == "exit" for payload, _ in tail)
+    except OSError:
+        return False
 
 
 def is_damaged(log: Path, position: int) -> bool:
-    """Whether *log*'s bytes from *position* on are wrong, not merely cut off.
+    """Return whether *log*'s bytes from *position* on are wrong, not merely cut off.
 
     A killed process leaves part of a record, or zeros; a chunk that is there as a whole and fails its
     checksum was changed later.
     """
     size = _size_without_zeros(log)
     if position == 0:
-        return size >= _HEADER
+        return size >= len(LOG_HEADER)
     with log.open("rb") as file:
-        file.seek(position)
-        while True:
-            left = _BLOCK - file.tell() % _BLOCK
-            if left < _HEADER:
-                file.seek(left, 1)
-            start, header = file.tell(), file.read(_HEADER)
-            if _chunk(header, file.read) is None:
-                break
-    there = len(header) == _HEADER and any(header)
-    return there and start + _HEADER + struct.unpack("<IHB", header)[1] <= size
+        for *_, end in _chunks(file, position):
+            position = end
+        start = _next_chunk(position)
+        file.seek(start)
+        header = file.read(_CHUNK.size)
+    there = len(header) == _CHUNK.size and any(header)
+    return there and start + _CHUNK.size + _CHUNK.unpack(header)[1] <= size
 
 
 def _size_without_zeros(log: Path) -> int:
-    """The size of *log* but for the zeros at its end, which a power cut leaves of what was not written."""
+    """Return the size of *log* without the zeros at its end, which a power cut leaves."""
     end = log.stat().st_size
     with log.open("rb") as file:
         while end > 0:
@@ -111,72 +159,62 @@ def _size_without_zeros(log: Path) -> int:
     return 0
 
 
-class Writer:
-    """Writes a log: the counterpart of `records`."""
+def _records(file: IO[bytes], position: int) -> Iterator[tuple[bytes, int]]:
+    """Yield payload and end of each whole record that begins at *position* or later."""
+    payload: bytes | None = None
+    for kind, data, end in _chunks(file, position):
+        if kind in (_FULL, _FIRST):
+            payload = data
+        elif payload is not None:
+            payload += data
+        if payload is not None and kind in (_FULL, _LAST):
+            yield payload, end
+
+
+def _chunks(file: IO[bytes], position: int) -> Iterator[tuple[int, bytes, int]]:
+    """Yield kind, data and end of each chunk from *position* on, up to one that is cut off or damaged."""
+    file.seek(position)
+    while True:
+        file.read(_next_chunk(position) - position)
+        position = _next_chunk(position)
+        if len(header := file.read(_CHUNK.size)) < _CHUNK.size:
+            return
+        checksum, length, kind = _CHUNK.unpack(header)
+        data = file.read(length)
+        whole = len(data) == length and kind in (_FULL, _FIRST, _MIDDLE, _LAST)
+        if not whole or checksum != _checksum(kind, data):
+            return
+        position += _CHUNK.size + length
+        yield kind, data, position
+
+
+def _next_chunk(position: int) -> int:
+    """Return where the chunk after *position* begins: a header does not span blocks."""
+    left = _BLOCK - position % _BLOCK
+    return position + left if left < _CHUNK.size else position
+
+
+def _checksum(kind: int, data: bytes) -> int:
+    return zlib.crc32(data, zlib.crc32(bytes([kind])))
+
+
+class LogWriter:
+    """Writes a log: the counterpart of `read_records`."""
 
     def __init__(self, file: IO[bytes]):
         self._file = file
-        self._file.write(_START)
-        self._position = _HEADER
+        self._position = file.write(LOG_HEADER)
 
     def write(self, payload: bytes) -> None:
         """Append one record."""
         first = True
-        while True:
-            left = _BLOCK - self._position % _BLOCK
-            if left < _HEADER:
-                self._put(bytes(left))
-                left = _BLOCK
-            part, payload = payload[: left - _HEADER], payload[left - _HEADER :]
+        while payload or first:
+            self._put(bytes(_next_chunk(self._position) - self._position))
+            room = _BLOCK - self._position % _BLOCK - _CHUNK.size
+            data, payload = payload[:room], payload[room:]
             kind = (_FIRST if first else _MIDDLE) if payload else (_FULL if first else _LAST)
-            checksum = zlib.crc32(part, zlib.crc32(bytes([kind])))
-            self._put(struct.pack("<IHB", checksum, len(part), kind) + part)
+            self._put(_CHUNK.pack(_checksum(kind, data), len(data), kind) + data)
             first = False
-            if not payload:
-                return
 
     def _put(self, data: bytes) -> None:
-        self._file.write(data)
-        self._position += len(data)
-
-
-def parsed(payload: bytes) -> Any:
-    """W&B's own record of *payload*; an empty record without one."""
-    return wandb_internal_pb2.Record.FromString(payload)  # type: ignore[attr-defined]  # made at import by protobuf
-
-
-def _chunk(header: bytes, read: Callable[[int], bytes]) -> tuple[int, bytes] | None:
-    if len(header) < _HEADER:
-        return None
-    checksum, length, kind = struct.unpack("<IHB", header)
-    data = read(length)
-    whole = len(data) == length and kind in (_FULL, _FIRST, _MIDDLE, _LAST)
-    if not whole or zlib.crc32(data, zlib.crc32(bytes([kind]))) != checksum:
-        return None
-    return kind, data
-
-
-def row_of(record: Any) -> tuple[int, list[str], set[str]]:
-    """The step of a history row, and the names of its numbers and of its media; empty for others."""
-    if record.WhichOneof("record_type") != "history":
-        return -1, [], set()
-    items = record.history.item
-    cells = {"/".join(item.nested_key) or item.key: json.loads(item.value_json) for item in items}
-    step = cells.pop("global_step", None)
-    if step is None:
-        return -1, [], set()
-    media = {
-        name.removesuffix("/_type")  # a film is a mapping, which W&B stores flat
-        for name, value in cells.items()
-        if name.endswith("/_type") and str(value).endswith("-file")
-    }
-    numbers = [
-        name
-        for name, value in cells.items()
-        if _is_number(value) and not name.startswith("_") and name.rpartition("/")[0] not in media
-    ]
-    return int(step), numbers, media
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) or value in ("NaN", "Infinity", "-Infinity")
+        self._position += self._file.write(data)

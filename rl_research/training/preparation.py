@@ -12,7 +12,7 @@ from rl_research.config import Config
 from rl_research.errors import ConfigError, StorageError
 from rl_research.runs import make_folder
 from rl_research.storage import Store, is_transient
-from rl_research.tracking import settings
+from rl_research.tracking import resolve_settings
 from rl_research.training import envs, models
 from rl_research.training.randomness import random_state, restore_random_state
 
@@ -77,7 +77,7 @@ def preflight(config: Config) -> Prepared:
     envs.check_env(config).close()
     if config.storage.url is not None:
         _probe(Store(config.storage.url, config.storage.options, config.storage.timeout))
-    settings.resolve(config, config.run_id or "preflight", None)
+    resolve_settings(config, config.run_id or "preflight", None)
     with ExitStack() as on_failure:
         prepared = on_failure.enter_context(Prepared(config))
         make_folder(Path(config.runs_dir).expanduser())

@@ -9,7 +9,17 @@ from rl_research.checkpoints import Checkpoint
 from rl_research.runs import Run
 from rl_research.sync import was_sent
 from rl_research.system import replacing
-from rl_research.tracking import STEP, Logged, ProgressFile, Writer, logged, logs_of, parsed, records, row_of
+from rl_research.tracking import (
+    STEP,
+    Logged,
+    LogWriter,
+    ProgressFile,
+    logs_of,
+    parse_record,
+    read_logged,
+    read_records,
+    row_in,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -25,9 +35,9 @@ def logged_before(run: Run, newest: Checkpoint | None, progress: ProgressFile) -
     if (here := logger.wandb_dir) is None:
         return Logged()
     if (served := logger.served()) is not None:
-        offline = logged(here.parent, logger.run_id, but=here, kinds="offline-run")
+        offline = read_logged(here.parent, logger.run_id, but=here, kinds="offline-run")
         return served | (offline or Logged())
-    found = logged(here.parent, logger.run_id, but=here)
+    found = read_logged(here.parent, logger.run_id, but=here)
     if found is None and newest is not None and newest.manifest.wandb_path:
         return Logged(steps=frozenset(int(row[STEP]) for row in progress.rows))
     return found or Logged()
@@ -46,15 +56,15 @@ def forget_relived(run: Run, rows_from: int, media_after: int) -> None:
         if not log.parent.name.startswith("offline-") or was_sent(log, run.logger.run_id):
             _log.warning("%s: W&B keeps the first rows of the steps from %d on", run.logger.run_id, rows_from)
             continue
-        whole = [parsed(payload) for payload in records(log)]
+        whole = [parse_record(payload) for payload in read_records(log)]
         kept = [record for record in whole if not _is_relived(record, rows_from, media_after)]
         if len(kept) < len(whole):
             with replacing(log) as temporary, temporary.open("wb") as file:
-                writer = Writer(file)
+                writer = LogWriter(file)
                 for record in kept:
                     writer.write(record.SerializeToString())
 
 
 def _is_relived(record: Any, rows_from: int, media_after: int) -> bool:
-    step, numbers, media = row_of(record)
+    step, numbers, media = row_in(record)
     return bool((numbers and step >= rows_from) or (media and step > media_after))

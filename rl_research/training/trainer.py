@@ -14,7 +14,7 @@ from rl_research import checkpoints
 from rl_research.checkpoints import Scores
 from rl_research.errors import Interrupted
 from rl_research.runs import PROGRESS, Run, check_same_experiment
-from rl_research.tracking import ProgressFile, RowWriter, numbers
+from rl_research.tracking import ProgressFile, RowWriter, values_of_row
 from rl_research.training import callbacks, envs, evaluation, previous_segments, resume
 from rl_research.training.commits import Commits
 from rl_research.training.preparation import Prepared, build
@@ -178,7 +178,7 @@ class Segment:
         progress.rewind(self.rows.step)
         self.run.logger.leave_out(previous_segments.logged_before(self.run, newest, progress))
         for row in progress.rows:
-            self.run.logger.log_metrics(*numbers(row))
+            self.run.logger.log_metrics(*values_of_row(row))
         self.rows.sinks = (progress, self.run.logger.log_metrics)
 
 

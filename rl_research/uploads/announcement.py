@@ -19,7 +19,7 @@ from rl_research.checkpoints import Checkpoint
 from rl_research.errors import LoggingError, StorageError
 from rl_research.runs import Run, RunRecord, read_record
 from rl_research.system import unused
-from rl_research.tracking import ExperimentLogger, for_afterword, logged_artifacts, logs_of
+from rl_research.tracking import ExperimentLogger, logged_artifacts, logs_of, settings_to_reopen
 from rl_research.uploads.run_storage import RunStorage, Uploaded
 
 _log = logging.getLogger(__name__)
@@ -145,7 +145,7 @@ def _reopened(storage: RunStorage, record: RunRecord) -> Iterator[ExperimentLogg
     aside = folder / f".afterword-{run_id}"
     shutil.rmtree(aside, ignore_errors=True)  # a killed process's
     offline = record.wandb.mode == "offline" or any(logs_of(folder, run_id, kinds="offline-run"))
-    settings = for_afterword(run_id, record.wandb.path or "", "offline" if offline else "online", aside)
+    settings = settings_to_reopen(run_id, record.wandb.path or "", "offline" if offline else "online", aside)
     try:
         logger = ExperimentLogger(settings)
         try:

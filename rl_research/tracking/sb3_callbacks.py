@@ -1,4 +1,4 @@
-"""What SB3 records, on its way to the run's logger."""
+"""SB3 callbacks: a base with a logger of its own, a clock of environment steps, SB3's metrics for a run."""
 
 from __future__ import annotations
 
@@ -9,20 +9,73 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+from stable_baselines3.common import callbacks as sb3
 from stable_baselines3.common.logger import Figure, HParam, Image, Video
 
 from rl_research.errors import LoggingError
 from rl_research.system import write_atomically
-from rl_research.tracking import policy_zip
-from rl_research.tracking.callback import BaseCallback, StepClock
 from rl_research.tracking.rows import STEP, Row, RowWriter
+from rl_research.tracking.saved_policy import MODEL, policy_files
 
 if TYPE_CHECKING:
+    from stable_baselines3.common.base_class import BaseAlgorithm
     from torch import nn
 
     from rl_research.tracking.logger import ExperimentLogger
 
 _log = logging.getLogger(__name__)
+
+
+class BaseCallback(sb3.BaseCallback):
+    """SB3's callback base, in which ``self.logger = …`` works.
+
+    SB3 ≥ 2 made `logger` a property without a setter that returns ``self.model.logger``, so a callback
+    that stores its own logger under that name fails with `AttributeError`. Here it may; a callback
+    that stores none keeps SB3's.
+    """
+
+    _own_logger: Any = None
+
+    @property
+    def logger(self) -> Any:
+        """What was assigned, else the algorithm's own logger."""
+        return self.model.logger if self._own_logger is None else self._own_logger
+
+    @logger.setter
+    def logger(self, value: Any) -> None:
+        self._own_logger = value
+
+    def _on_step(self) -> bool:
+        return True
+
+
+class StepClock:
+    """When a number of environment steps has passed since the last time, whatever `n_envs` is.
+
+    Due at the first moment asked at or after each multiple of *every*; what was due and could not be done
+    stays due, also in a resumed run.
+    """
+
+    def __init__(self, every: int):
+        self.every = every
+        self.last: int | None = None
+
+    def start(self, model: BaseAlgorithm) -> None:
+        """Count from here, unless resumed; also when the model's own count starts again."""
+        if self.last is None or self.last > model.num_timesteps:
+            self.last = model.num_timesteps
+
+    def resume(self, last: int | None) -> None:
+        """Count from where a former process left off."""
+        self.last = last
+
+    def due(self, model: BaseAlgorithm) -> bool:
+        """Whether a multiple of *every* has been reached since the last time."""
+        return self.every > 0 and model.num_timesteps // self.every > (self.last or 0) // self.every
+
+    def done(self, model: BaseAlgorithm) -> None:
+        """It has been done now."""
+        self.last = model.num_timesteps
 
 
 class WandbCallback(BaseCallback):
@@ -165,8 +218,7 @@ class WandbCallback(BaseCallback):
     def _save_model(self) -> None:
         self.experiment.save_model(self.model)
         if self.model_save_path is not None:
-            data = policy_zip.policy_files(self.model)[policy_zip.MODEL]
-            write_atomically(Path(self.model_save_path) / policy_zip.MODEL, data)
+            write_atomically(Path(self.model_save_path) / MODEL, policy_files(self.model)[MODEL])
 
 
 def _histograms(policy: nn.Module, log: str | None) -> dict[str, Any]:
