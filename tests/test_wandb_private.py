@@ -20,9 +20,9 @@ from wandb.sdk.interface.interface import InterfaceBase
 from wandb_server import WandbServer
 
 from rl_research.sync import sending
+from rl_research.sync.evidence import read_evidence
 from rl_research.sync.logs import scan
-from rl_research.sync.sealing import LeftOut, write_copy
-from rl_research.sync.verdict import read_evidence
+from rl_research.sync.sent_copy import Skipped, write_copy
 from rl_research.system import lasting
 from rl_research.tracking import wandb_private
 from rl_research.tracking.wandb_log import has_exited, logged_artifacts, read_records
@@ -175,9 +175,9 @@ def test_the_log_of_this_wandb_says_what_is_read_from_it(
 ) -> None:
     """Requests and acknowledgements with rows, offset, files and end; errors with their status."""
     facts = scan(log_of(library, "rich"), library / "rich")
-    good = write_copy(facts, tmp_path / "offline-run-1", LeftOut(rows=2))
+    good = write_copy(facts, tmp_path / "offline-run-1", Skipped(rows=2))
     other = scan(log_of(library, "bare"), library / "bare")
-    bad = write_copy(other, tmp_path / "offline-run-2", LeftOut())
+    bad = write_copy(other, tmp_path / "offline-run-2", Skipped())
     server.fail("file_stream", status=404, run="bare")
     sent = sending.send([good, bad], tmp_path / "attempt", seconds=60)
     found = read_evidence(sent.folder)
