@@ -61,7 +61,7 @@ class StepClock:
         self.last: int | None = None
 
     def start(self, model: BaseAlgorithm) -> None:
-        """Count from the model's step, unless resumed; also where the model has started again at a lower one."""
+        """Count from the model's step, unless resumed; also where the model begins again at a lower one."""
         if self.last is None or self.last > model.num_timesteps:
             self.last = model.num_timesteps
 
