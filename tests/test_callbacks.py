@@ -414,9 +414,10 @@ class Kept(ExperimentLogger):
 
     rows: Rows
 
-    def _log_row(self, step: int, row: Any) -> None:
-        self.rows.append((step, dict(row)))
-        super()._log_row(step, row)
+    def _emit(self, row: Any) -> None:
+        if row is not None:
+            self.rows.append((row[0], dict(row[1])))
+        super()._emit(row)
 
 
 @pytest.fixture(params=["disabled", "offline"])

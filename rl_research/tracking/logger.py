@@ -1,4 +1,4 @@
-"""What a run says to Weights & Biases, from its first row to its last, online or not."""
+"""The logger of a run: metrics, configuration, media and models, for Weights & Biases and the run folder."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class ExperimentLogger:
 
     @classmethod
     def current(cls) -> ExperimentLogger | None:
-        """The logger this process opened last and has not finished."""
+        """Return the logger this process opened last and has not finished."""
         with _open_lock:
             return next((logger for logger in reversed(_open) if logger._pid == os.getpid()), None)
 
@@ -118,16 +118,16 @@ class ExperimentLogger:
             self._emit(self._thinner.add(at, row))
 
     def leave_out(self, logged: Logged) -> None:
-        """Emit nothing of *logged*: a segment before this one has. It counts where rows are averaged."""
+        """Log nothing of *logged* again: earlier segments did. It counts where rows are averaged."""
         self._left_out = logged
 
     def reach(self, step: int) -> None:
-        """Say how far the run is, for what is logged without a step."""
+        """Let what is logged without a step belong to *step*, if it is later than those before."""
         with self._lock:
             self._steps.reach(step)
 
     def describe_metrics(self, descriptions: Mapping[str, str]) -> None:
-        """Say what metrics mean: in ``run.config["metrics"]`` and the run folder's metrics.md."""
+        """Describe metrics in ``run.config["metrics"]`` and the run folder's metrics.md."""
         self._check_open()
         texts = {check_name(name): " ".join(str(t).split()) for name, t in descriptions.items()}
         with self._lock:
@@ -161,14 +161,13 @@ class ExperimentLogger:
         """Log frames, which become ``videos/{name}-{step}.mp4`` in the run folder, or a file."""
         self._check_open()
         check_name(name)
-        is_file = isinstance(video, (str, os.PathLike))
-        given = media.video_path(video, name) if is_file else media.video_frames(video, name)
+        film = media.video_path(video, name) if isinstance(video, (str, os.PathLike)) else None
+        frames = None if film else media.video_frames(video, name)
         with self._lock:
             at = self._claim(name, "video", step)
-            film = (
-                given if isinstance(given, Path) else media.encode(given, self._place_for_film(name, at), fps)
-            )
-            if self._is_new(name, at):
+            if frames is not None:
+                film = media.encode(frames, self._place_for_film(name, at), fps)
+            if film is not None and self._is_new(name, at):
                 self._wandb.log_video(at, name, film)
 
     def save_model(
@@ -203,15 +202,15 @@ class ExperimentLogger:
     ) -> None:
         """Log where a checkpoint is: *files* maps names below *uri* to size and SHA-256.
 
-        It is left to W&B to upload that, unless the run is online and *wait* gives it so many seconds:
-        then `ConnectionError` says that the server has not taken it, and nothing has been logged.
+        W&B uploads that when it can, unless the run is online and *wait* gives it so many seconds: then
+        `ConnectionError` says that the server has not taken it, and nothing has been logged.
         """
         self._check_open()
         saved_policy.check_artifact(name, facts := {**metadata, "uri": uri}, aliases)
         self._wandb.log_references(name, uri, files, facts, aliases, wait)
 
     def get_callbacks(self) -> list[BaseCallback]:
-        """What ``model.learn(callback=…)`` needs so that its metrics arrive here."""
+        """Return what ``model.learn(callback=…)`` needs so that its metrics arrive here."""
         from rl_research.tracking.sb3_callbacks import WandbCallback
 
         return [WandbCallback(logger=self)]
@@ -272,7 +271,7 @@ class ExperimentLogger:
         return at
 
     def _place_for_film(self, name: str, step: int) -> Path:
-        """Where a film goes; what a killed segment left there is the same film."""
+        """Return where a film goes; what a killed segment left there is the same film, and replaced."""
         target = self.dir / "videos" / f"{name}-{step}.mp4"
         if target in self._filmed:
             target = unused(target)

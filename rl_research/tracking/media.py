@@ -1,4 +1,4 @@
-"""Pictures and films as Weights & Biases needs them: uint8, channels last, even sizes, H.264."""
+"""Pictures and films as W&B and browsers need them: uint8, channels last, even sizes, H.264."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _CHANNELS = (1, 3, 4)
 
 
 def image_pixels(image: Any, name: str = "image") -> Pixels:
-    """*image* as uint8 of shape (H, W), (H, W, 3) or (H, W, 4).
+    """Return *image* as uint8 of shape (H, W), (H, W, 3) or (H, W, 4); raise `LoggingError` for what is none.
 
     Takes arrays and tensors (HW, HWC or CHW; uint8, bool, or float in [0, 1]), PIL images,
     matplotlib figures and paths of picture files.
@@ -38,7 +38,7 @@ def image_pixels(image: Any, name: str = "image") -> Pixels:
 
 
 def video_frames(video: Any, name: str = "video") -> Pixels:
-    """*video* as uint8 of shape (T, H, W, 3) with even height and width.
+    """Return *video* as uint8 of shape (T, H, W, 3) with even height and width, or raise `LoggingError`.
 
     Takes (T, H, W), (T, H, W, C), (T, C, H, W), (N, T, …) whose films are set side by side, and
     any iterable of pictures of one size.
@@ -58,12 +58,12 @@ def video_frames(video: Any, name: str = "video") -> Pixels:
 
 
 def write_video(frames: Any, path: str | os.PathLike[str], fps: float = 30) -> Path:
-    """Encode *frames*, as `video_frames` takes them, and put the mp4 at *path* atomically."""
+    """Encode *frames*, as `video_frames` takes them, into an mp4 at *path*, atomically."""
     return encode(video_frames(frames, Path(path).stem), path, fps)
 
 
 def encode(pixels: Pixels, path: str | os.PathLike[str], fps: float = 30) -> Path:
-    """Encode what `video_frames` gave as H.264 (yuv420p, which every browser plays)."""
+    """Encode what `video_frames` returns into *path*, as H.264 in yuv420p, which every browser plays."""
     target = Path(path)
     if target.suffix.lower() != ".mp4":
         raise LoggingError(f"{target.name!r}: a video is written as mp4: {target.stem}.mp4.")
@@ -80,7 +80,7 @@ def encode(pixels: Pixels, path: str | os.PathLike[str], fps: float = 30) -> Pat
 
 
 def video_path(path: str | os.PathLike[str], name: str = "video") -> Path:
-    """*path*, if there is a film that can be logged as it is."""
+    """Return *path* if a film is there that can be logged as it is; raise `LoggingError` if not."""
     found = Path(path)
     if not found.is_file():
         raise LoggingError(f"video {name!r}: there is no file {str(path)!r}.")
@@ -110,7 +110,7 @@ def _is_one_picture(frames: Pixels) -> bool:
 
 
 def _array(image: Any, name: str) -> NDArray[Any]:
-    """The numbers behind whatever shows a picture."""
+    """Return the numbers of whatever shows a picture."""
     if isinstance(image, (str, os.PathLike)):
         return _opened(Path(image), name)
     if hasattr(image, "savefig"):  # a matplotlib figure
@@ -169,12 +169,12 @@ def _range_error(name: str, low: float, high: float, top: int) -> str:
 
 
 def _channels_last(pixels: Pixels, name: str, first: int) -> Pixels:
-    """*pixels* with its channels on the last axis; they are now there or on axis *first*."""
+    """Return *pixels* with their channels, which are on the last axis or on axis *first*, on the last."""
     leads, trails = pixels.shape[first] in _CHANNELS, pixels.shape[-1] in _CHANNELS
     if leads == trails:
-        why = "either end could be the channels" if leads else "no end has 1, 3 or 4 channels"
+        reason = "either end could be the channels" if leads else "no end has 1, 3 or 4 channels"
         raise LoggingError(
-            f"{name!r} has shape {pixels.shape}: {why}. Give channels last, (…, H, W, C), "
+            f"{name!r} has shape {pixels.shape}: {reason}. Give channels last, (…, H, W, C), "
             "with a height other than 1, 3 or 4."
         )
     return np.moveaxis(pixels, first, -1) if leads else pixels

@@ -1,6 +1,6 @@
 """Where a result comes from: versions, git commit, environment, flow run; secrets stay out.
 
-Nothing here raises: what cannot be found out is left out.
+Nothing here raises: what cannot be known is left out.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _PACKAGES = (
 
 
 def package_versions() -> dict[str, str]:
-    """Python, the platform, and the installed packages that a result depends on."""
+    """Return the versions of Python, the platform, and the installed packages that a result depends on."""
     return dict(_versions())
 
 
@@ -43,7 +43,7 @@ def _versions() -> tuple[tuple[str, str], ...]:
 
 
 def git_state() -> dict[str, Any]:
-    """``commit`` and ``dirty`` of the repository of the working folder, or nothing."""
+    """Return ``commit`` and ``dirty`` of the repository of the working folder; empty outside of one."""
     with suppress(OSError):
         return dict(_git(str(Path.cwd())))
     return {}
@@ -58,10 +58,10 @@ def _git(folder: str) -> tuple[tuple[str, Any], ...]:
     return (("commit", commit), *([] if changed is None else [("dirty", bool(changed))]))
 
 
-def _ask_git(folder: str, *words: str) -> str | None:
+def _ask_git(folder: str, *arguments: str) -> str | None:
     with suppress(OSError, subprocess.SubprocessError):
         answer = subprocess.run(
-            ["git", "--no-optional-locks", "-C", folder, *words],
+            ["git", "--no-optional-locks", "-C", folder, *arguments],
             capture_output=True, text=True, timeout=10, check=True, stdin=subprocess.DEVNULL,
         )  # fmt: skip
         return answer.stdout.strip()
@@ -69,7 +69,7 @@ def _ask_git(folder: str, *words: str) -> str | None:
 
 
 def environment_facts(env: Any) -> dict[str, Any]:
-    """``id``, spaces and ``n_envs`` of a gymnasium environment or a VecEnv."""
+    """Return ``id``, spaces and ``n_envs`` of a gymnasium environment or a VecEnv."""
     found: dict[str, Any] = {}
     for name in ("observation_space", "action_space"):
         if (space := getattr(env, name, None)) is not None:
@@ -83,7 +83,10 @@ def environment_facts(env: Any) -> dict[str, Any]:
 
 
 def current_flow_run() -> dict[str, str]:
-    """The current Prefect flow run, from memory only; nothing where Prefect was never imported."""
+    """Return the current Prefect flow run, from memory only; empty where nobody has imported Prefect.
+
+    A user's own flow has a flow run, too, so Prefect's modules are looked up here, and nowhere else.
+    """
     context = sys.modules.get("prefect.context")
     found: dict[str, Any] = {"flow_run_id": os.environ.get("PREFECT__FLOW_RUN_ID")}
     with suppress(Exception):  # whatever Prefect changes, training goes on
@@ -106,7 +109,7 @@ _ADDRESS = re.compile(r"\b0x[0-9a-fA-F]{4,}")
 
 
 def public(values: Mapping[Any, Any]) -> dict[str, Any]:
-    """*values* as JSON can hold them, with everything that looks like a secret as ``***``."""
+    """Return *values* as JSON can hold them, with everything that looks like a secret as ``***``."""
     return {
         str(key): MASK if _is_secret(str(key), value) else _public(value) for key, value in values.items()
     }
@@ -133,7 +136,7 @@ def _public(value: Any) -> Any:
 
 
 def _named(value: Any) -> Any:
-    """What stands for an object: its value, its qualified name or its text, never its address."""
+    """Return what stands for an object: its value, its qualified name or its text, never its address."""
     if isinstance(value, enum.Enum):
         return _public(value.value)
     if isinstance(value, Path):

@@ -37,7 +37,7 @@ class RowWriter(KVWriter):
     def write(
         self, key_values: Mapping[str, Any], key_excluded: Mapping[str, tuple[str, ...]], step: int = 0
     ) -> None:
-        """Take SB3's values at *step*; what SB3 keeps from every other format stays out."""
+        """Take SB3's values at *step*, without those that SB3 excludes from W&B."""
         if step != self.step:
             self.flush()
             self.step = step
@@ -46,18 +46,18 @@ class RowWriter(KVWriter):
                 self.row[key] = value
 
     def flush(self) -> None:
-        """Hand on what has been gathered."""
+        """Hand what has been gathered to the sinks."""
         row, self.row = self.row, {}
         for sink in self.sinks if row else ():
             sink(row, self.step)
 
     def close(self) -> None:
-        """Hand on what is left; the sinks belong to whoever made them."""
+        """Hand what is left to the sinks, which stay open: they belong to whoever made them."""
         self.flush()
 
 
 def write_row(logger: Logger, values: Mapping[str, Any], step: int) -> None:
-    """Send *values* at *step* to every output format of *logger*, and nothing that is pending in it."""
+    """Send *values* at *step* to every output format of *logger*, without what is pending in it."""
     for output in logger.output_formats:
         output.write(dict(values), dict.fromkeys(values, ()), step)
 
@@ -83,14 +83,14 @@ class ProgressFile:
         return int(self.rows[-1][STEP]) if self.rows else -1
 
     def rewind(self, step: int) -> None:
-        """Forget the rows from *step* on, which a resumed run writes again."""
+        """Remove the rows from *step* on, which a resumed run writes again."""
         kept = [row for row in self.rows if int(row[STEP]) < step]
         if len(kept) < len(self.rows) or self.path.exists():
             self.rows = kept
             write_atomically(self.path, self._text(kept, header=True))
 
     def __call__(self, row: Row, step: int) -> None:
-        """Append *row*, leaving out what is no scalar."""
+        """Append the scalars of *row*."""
         scalars = {key: _scalar(value) for key, value in row.items()}
         kept = {key: value for key, value in scalars.items() if value is not None}
         cells = {STEP: str(step), **kept}
@@ -115,7 +115,7 @@ class ProgressFile:
 
 
 def read_progress(path: Path) -> list[dict[str, str]]:
-    """The rows of ``progress.csv``, cells as written; a last line that was cut off is left out."""
+    """Return the rows of ``progress.csv``, cells as written, without a last line that was cut off."""
     if not path.exists():
         return []
     lines = path.read_text().splitlines(keepends=True)
@@ -124,7 +124,7 @@ def read_progress(path: Path) -> list[dict[str, str]]:
 
 
 def values_of_row(row: Mapping[str, str]) -> tuple[Row, int]:
-    """A row of ``progress.csv`` as values and step; empty cells are left out."""
+    """Return a row of ``progress.csv`` as values and step, without its empty cells."""
     cells: Row = {}
     for key, text in row.items():
         if key != STEP and text:

@@ -38,7 +38,7 @@ class BaseCallback(sb3.BaseCallback):
 
     @property
     def logger(self) -> Any:
-        """What was assigned, else the algorithm's own logger."""
+        """The logger that was assigned, else the algorithm's own."""
         return self.model.logger if self._own_logger is None else self._own_logger
 
     @logger.setter
@@ -50,10 +50,10 @@ class BaseCallback(sb3.BaseCallback):
 
 
 class StepClock:
-    """When a number of environment steps has passed since the last time, whatever `n_envs` is.
+    """Tells when a number of environment steps has passed since the last time, whatever `n_envs` is.
 
-    Due at the first moment asked at or after each multiple of *every*; what was due and could not be done
-    stays due, also in a resumed run.
+    It is due at the first look at or after each multiple of *every*, and stays due until it is done, also in
+    a resumed run.
     """
 
     def __init__(self, every: int):
@@ -61,20 +61,20 @@ class StepClock:
         self.last: int | None = None
 
     def start(self, model: BaseAlgorithm) -> None:
-        """Count from here, unless resumed; also when the model's own count starts again."""
+        """Count from the model's step, unless resumed; also where the model begins again at a lower one."""
         if self.last is None or self.last > model.num_timesteps:
             self.last = model.num_timesteps
 
     def resume(self, last: int | None) -> None:
-        """Count from where a former process left off."""
+        """Count from *last*, where a former process stopped."""
         self.last = last
 
     def due(self, model: BaseAlgorithm) -> bool:
-        """Whether a multiple of *every* has been reached since the last time."""
+        """Return whether a multiple of *every* has been reached since the last time."""
         return self.every > 0 and model.num_timesteps // self.every > (self.last or 0) // self.every
 
     def done(self, model: BaseAlgorithm) -> None:
-        """It has been done now."""
+        """Note that it has been done now."""
         self.last = model.num_timesteps
 
 
@@ -197,7 +197,7 @@ class WandbCallback(BaseCallback):
             self.experiment.log_image(name, picture, step=step)
 
     def _guarded(self, name: str, send: Callable[[], None]) -> None:
-        """A value that cannot be logged is reported once; it does not end a training run."""
+        """Call *send*; report once a value that cannot be logged, which must not end a training run."""
         try:
             send()
         except LoggingError as error:
@@ -222,7 +222,9 @@ class WandbCallback(BaseCallback):
 
 
 def _histograms(policy: nn.Module, log: str | None) -> dict[str, Any]:
-    """Histograms in the form that W&B gives its own."""
+    """Return histograms of the policy's gradients, its parameters or both."""
+    from wandb import Histogram
+
     shown: dict[str, Any] = {}
     for name, parameter in policy.named_parameters():
         tensors = {"gradients": parameter.grad, "parameters": parameter}
@@ -232,8 +234,5 @@ def _histograms(policy: nn.Module, log: str | None) -> dict[str, Any]:
             values = tensor.detach().cpu().float().numpy()
             finite = values[np.isfinite(values)]
             if finite.size:
-                counts, edges = np.histogram(finite, bins=64)
-                shown[f"{kind}/{name}"] = {
-                    "_type": "histogram", "values": counts.tolist(), "bins": edges.tolist(),
-                }  # fmt: skip
+                shown[f"{kind}/{name}"] = Histogram(np_histogram=np.histogram(finite, bins=64))
     return shown

@@ -1,4 +1,4 @@
-"""What the ``wandb`` section, the arguments and the environment together say about a run."""
+"""A run's settings: the ``wandb`` section, the arguments and the environment together."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _OUTPUT_DIR = "${hydra:runtime.output_dir}"
 
 @dataclass(frozen=True)
 class RunSettings:
-    """Everything the logger needs to know before it opens a run."""
+    """What the logger needs to know before it opens a run."""
 
     run_id: str
     wandb: WandbSettings
@@ -45,7 +45,7 @@ class RunSettings:
     reopens: bool = False  # a run that has ended, to add to it: its configuration is not logged again
 
     def facts(self, env: Any) -> dict[str, Any]:
-        """The run's configuration as W&B shows it, and where it comes from; no secrets."""
+        """Return the run's configuration as W&B shows it, and where it comes from, without secrets."""
         if self.reopens:
             return {}
         facts = provenance.public(self.config)
@@ -66,7 +66,7 @@ class RunSettings:
 def resolve_settings(
     config: object, run_id: str | None = None, run_dir: str | os.PathLike[str] | None = None
 ) -> RunSettings:
-    """Put *config*, the arguments and the environment together, and check them."""
+    """Return *config*, the arguments and the environment together; raise `ConfigError` for what is wrong."""
     settings = _as_mapping(config)
     wandb = _wandb_section(settings.get("wandb"))
     chosen = _run_id(run_id, settings)
@@ -125,7 +125,7 @@ def _from_environment() -> dict[str, Any]:
 
 
 def _run_id(given: str | None, settings: Mapping[str, Any]) -> str:
-    """The first of: argument, ``config.run_id``, ``WANDB_RUN_ID``, the flow run, a new one."""
+    """Return the first of: argument, ``config.run_id``, ``WANDB_RUN_ID``, the flow run, a new one."""
     run_id = given or settings.get("run_id") or os.environ.get("WANDB_RUN_ID")
     if run_id is None and (flow_run := provenance.current_flow_run()):
         # The end of the flow run's id is random; its beginning is the time of its creation.
@@ -141,7 +141,7 @@ def _run_id(given: str | None, settings: Mapping[str, Any]) -> str:
 def _run_dir(
     given: str | os.PathLike[str] | None, settings: Mapping[str, Any], wandb_dir: str, run_id: str
 ) -> Path:
-    """The run's own folder: given, or named after the run so that runs never share one."""
+    """Return the run's own folder: given, or named after the run so that runs never share one."""
     if given is not None:
         return _absolute(given)
     parent = settings.get("runs_dir")
