@@ -11,9 +11,9 @@ import asyncio
 import logging
 import re
 from collections.abc import Iterator, Mapping
-from types import MethodType
 from typing import Any
 
+from rl_research.storage import fsspec_private
 from rl_research.storage.transient import is_transient
 
 _log = logging.getLogger(__name__)
@@ -21,7 +21,6 @@ _log = logging.getLogger(__name__)
 _CONNECT = 10.0  # seconds until a connection has to stand
 _S3, _GCS, _SFTP, _AZURE = {"s3", "s3a"}, {"gs", "gcs"}, {"sftp", "ssh"}, {"az", "abfs", "abfss"}
 _BLOCK = 8 << 20  # bytes that travel to or from Azure at a time
-_TRIES_AGAIN = ("_request", "_get_file_request", "_get_file_concurrent")  # in gcsfs, each six times
 
 
 def schemes(url: str) -> list[str]:
@@ -54,10 +53,8 @@ def try_once(fs: Any) -> None:
             link.retries = 1
         if "adlfs" in type(link).__module__:
             _try_azure_once(link)
-        for name in _TRIES_AGAIN if "gcsfs" in type(link).__module__ else ():
-            once = getattr(getattr(type(link), name, None), "__wrapped__", None)
-            if once is not None:
-                setattr(link, name, MethodType(once, link))
+        if "gcsfs" in type(link).__module__:
+            fsspec_private.switch_off_gcsfs_retries(link)
 
 
 def _try_azure_once(fs: Any) -> None:
@@ -67,7 +64,7 @@ def _try_azure_once(fs: Any) -> None:
     """
     if (log := logging.getLogger("azure")).level == logging.NOTSET:
         log.setLevel(logging.ERROR)
-    config = fs.service_client._config
+    config = fsspec_private.azure_settings(fs)
     config.retry_policy.total_retries = 0
     config.max_single_put_size = config.max_single_get_size = _BLOCK
     config.max_block_size = config.max_chunk_get_size = _BLOCK

@@ -22,7 +22,7 @@ from fsspec.implementations.dirfs import DirFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
 from rl_research.errors import ConfigError, RLResearchError, StorageError
-from rl_research.storage import clients, multipart, unfinished_uploads
+from rl_research.storage import clients, fsspec_private, multipart, unfinished_uploads
 from rl_research.storage.refusals import refusal, says_no_bucket
 from rl_research.storage.stalls import Progress, unless_stalled, until_stalled
 from rl_research.storage.transient import is_transient
@@ -78,7 +78,7 @@ class FileSystem:
         if not self.is_async:
             client = self.client
             return self._in_time(lambda: getattr(client, method)(*arguments, **more), client)
-        return self._wait_for(lambda: getattr(self.client, f"_{method}")(*arguments, **more))
+        return self._wait_for(lambda: fsspec_private.coroutine(self.client, method)(*arguments, **more))
 
     def put(self, files: Sequence[tuple[Path, str]]) -> None:
         """Copy local files to their paths here; each appears whole or not at all."""
@@ -104,7 +104,8 @@ class FileSystem:
             self._in_time(lambda: client.get_file(path, str(target), callback=progress), client, progress)
             return
         more = {"chunksize": multipart.PART} if self._is_s3 else {}
-        self._wait_for(lambda: self.client._get_file(path, str(target), callback=progress, **more), progress)
+        get_file = fsspec_private.coroutine(self.client, "get_file")
+        self._wait_for(lambda: get_file(path, str(target), callback=progress, **more), progress)
 
     def unfinished(self) -> list[unfinished_uploads.Unfinished]:
         """The uploads below the root that were begun and not completed; none where nothing tells of them."""
@@ -156,7 +157,7 @@ class FileSystem:
 
     @property
     def _is_s3(self) -> bool:
-        return hasattr(self.client, "_call_s3")
+        return fsspec_private.is_s3(self.client)
 
     @property
     def _scheme(self) -> str:
@@ -201,7 +202,7 @@ class FileSystem:
         fs, root = bound(lambda: fsspec.url_to_fs(self._given, **self._options))
         while isinstance(fs, CachingFileSystem | DirFileSystem):
             link: Any = fs
-            root = link._join(root) if isinstance(fs, DirFileSystem) else root
+            root = fsspec_private.full_path(fs, root) if isinstance(fs, DirFileSystem) else root
             fs = link.fs
         return fs, root
 

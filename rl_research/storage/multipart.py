@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from rl_research.storage import fsspec_private
 from rl_research.storage.stalls import Body, Progress, all_or_first_error
 
 PART = 8 << 20  # bytes
@@ -30,7 +31,7 @@ async def put_files(fs: Any, files: Iterable[tuple[Path, str]], progress: Progre
     Each appears when all of it has arrived, and of a broken upload nothing stays behind where the server
     can still be told.
     """
-    kind = _InParts if hasattr(fs, "_call_s3") else _Whole
+    kind = _InParts if fsspec_private.is_s3(fs) else _Whole
     kind = _InBlocks if hasattr(fs, "service_client") else kind
     copies = [kind(fs, source, path, progress) for source, path in files]
     # biggest first: the server puts the parts of one together while it takes those of the next
@@ -64,9 +65,10 @@ class _Whole:
         """Undo what was begun and will not be ended."""
 
     async def _send_whole(self, _body: Body) -> None:
-        more = {"chunksize": PART} if hasattr(self.fs, "_call") else {}
+        more = {"chunksize": PART} if fsspec_private.has_chunks(self.fs) else {}
         share = _Share(self.progress)
-        await self.fs._put_file(str(self.source), self.path, callback=share, **more)
+        put_file = fsspec_private.coroutine(self.fs, "put_file")
+        await put_file(str(self.source), self.path, callback=share, **more)
 
 
 class _Share(Progress):
@@ -167,7 +169,7 @@ class _InParts(_Parted):
         await self._call("abort_multipart_upload")
 
     async def _call(self, method: str, **arguments: Any) -> Any:
-        return await self.fs._call_s3(method, **self._where, **arguments)
+        return await fsspec_private.call_s3(self.fs, method, **self._where, **arguments)
 
 
 class _InBlocks(_Parted):

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rl_research.errors import StorageError
+from rl_research.storage import fsspec_private
 from rl_research.storage.stalls import Progress
 from rl_research.storage.transient import causes, status_of
 
@@ -91,7 +92,7 @@ async def _pages(fs: Any, method: str, of: str, where: Mapping[str, Any]) -> Asy
 
 async def _ask(fs: Any, method: str, **arguments: Any) -> Any:
     try:
-        return await fs._call_s3(method, **arguments)
+        return await fsspec_private.call_s3(fs, method, **arguments)
     except PermissionError as error:
         if not any(status_of(cause)[1] == "AccessDenied" for cause in causes(error)):
             raise

@@ -1,0 +1,75 @@
+"""Private names of fsspec and its clients that `rl_research.storage.fsspec_private` relies on."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from pathlib import Path
+from types import SimpleNamespace
+
+import adlfs
+import gcsfs
+import pytest
+import s3fs
+from fsspec.implementations.dirfs import DirFileSystem
+from fsspec.implementations.memory import MemoryFileSystem
+
+from rl_research.storage import fsspec_private
+
+_LIBRARY = Path(__file__).parents[1] / "rl_research"
+
+
+@pytest.mark.parametrize("client", [s3fs.S3FileSystem, gcsfs.GCSFileSystem, adlfs.AzureBlobFileSystem])
+@pytest.mark.parametrize("operation", ["put_file", "get_file", "pipe_file", "cat_file", "info", "find"])
+def test_operations_have_coroutines(client: type, operation: str) -> None:
+    """Each operation of an asynchronous client is a coroutine under its name with an underscore."""
+    found = fsspec_private.coroutine(client, operation)
+    assert inspect.iscoroutinefunction(inspect.unwrap(found)), f"{client.__name__}: {operation} is none"
+
+
+def test_s3_is_known_by_its_own_call() -> None:
+    """`_call_s3` is s3fs's alone, and a coroutine function; `_call` is gcsfs's alone."""
+    assert fsspec_private.is_s3(s3fs.S3FileSystem)
+    assert inspect.iscoroutinefunction(s3fs.S3FileSystem._call_s3)
+    assert not fsspec_private.is_s3(gcsfs.GCSFileSystem)
+    assert fsspec_private.has_chunks(gcsfs.GCSFileSystem)
+    assert not fsspec_private.has_chunks(s3fs.S3FileSystem)
+    assert not fsspec_private.has_chunks(adlfs.AzureBlobFileSystem)
+
+
+def test_a_folder_s_paths_are_joined() -> None:
+    """``dir::`` puts its folder before a path."""
+    assert fsspec_private.full_path(DirFileSystem("/below", MemoryFileSystem()), "a/b") == "/below/a/b"
+
+
+def test_gcsfs_hides_what_it_repeats_behind_wrapped() -> None:
+    """Each method that gcsfs's core repeats keeps the one that is not repeated as ``__wrapped__``."""
+    for name in fsspec_private._RETRIED_BY_GCSFS:
+        assert hasattr(getattr(gcsfs.core.GCSFileSystem, name), "__wrapped__"), (
+            f"{name} is repeated otherwise"
+        )
+    fs = gcsfs.GCSFileSystem.__new__(gcsfs.GCSFileSystem)
+    fsspec_private.switch_off_gcsfs_retries(fs)
+    assert not hasattr(fs._request.__func__, "__wrapped__")
+
+
+def test_azure_s_settings_are_where_they_were() -> None:
+    """Retries and block sizes of Azure's client are attributes of its ``_config``."""
+    from azure.storage.blob.aio import BlobServiceClient
+
+    client = BlobServiceClient("http://127.0.0.1:9/account")
+    settings = fsspec_private.azure_settings(SimpleNamespace(service_client=client))
+    assert settings.retry_policy.total_retries >= 0
+    assert settings.max_single_put_size > 0
+    assert settings.max_block_size > 0
+
+
+def test_nothing_else_names_them() -> None:
+    """The private names stand in one file."""
+    pattern = re.compile(r"_call_s3|_put_file|_get_file\b|__wrapped__|\b_config\.retry|fs\._join")
+    found = [
+        path.name
+        for path in _LIBRARY.rglob("*.py")
+        if path.name != "fsspec_private.py" and pattern.search(path.read_text())
+    ]
+    assert found == []
