@@ -1,7 +1,7 @@
 """All that this package uses of fsspec and its clients beyond what they document, each name once.
 
-Read in fsspec and s3fs 2026.9.0, gcsfs 2026.10.1, adlfs 2026.8.0. ``tests/test_fsspec_private.py`` fails when a
-release changes it.
+Read in fsspec and s3fs 2026.9.0, gcsfs 2026.10.1 and adlfs 2026.8.0. When a release changes one of them,
+``tests/test_fsspec_private.py`` fails.
 """
 
 from __future__ import annotations
