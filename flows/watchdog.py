@@ -22,7 +22,7 @@ def watchdog(silence: float = 90.0, second_look: float = 40.0) -> list[str]:
 
     A flow run is lost that sends no heartbeat for *silence* seconds, which should be three heartbeats
     (PREFECT_FLOWS_HEARTBEAT_FREQUENCY) or more, and that is seen lost again *second_look* seconds later. That
-    should be more than a heartbeat, so that an API that was away is not held against anybody.
+    should be more than a heartbeat, so that nobody is lost because the API was away.
     """
     with get_client(sync_client=True) as client:
         done = repair_flow_runs(client, timedelta(seconds=silence), second_look)

@@ -1,4 +1,4 @@
-"""What Prefect's pages show of a run: links, tables, a summary, and how far it is.
+"""A run in Prefect's pages: links, tables, a summary, and how far it is.
 
 Nothing here can fail or delay a run: an API that does not answer costs a line in the log.
 """
@@ -128,7 +128,7 @@ def publish_synced_link(outcome: Outcome) -> None:
 
 
 def publish_checkpoint(checkpoint: Checkpoint) -> None:
-    """Show where *checkpoint* lies, and what W&B is told of it, under a key of its own."""
+    """Show where *checkpoint* lies, and the facts that W&B gets of it, under a key of its own."""
     facts = {"address": checkpoint.address, **checkpoint_facts(checkpoint)}
     rows = [
         {"fact": name, "value": value if isinstance(value, str) else json.dumps(value, default=str)}

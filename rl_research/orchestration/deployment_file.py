@@ -124,14 +124,14 @@ class Deployment(_Part):
 
 
 class _Definitions(BaseModel):
-    """What `deploy` makes before it deploys; other keys are YAML's anchors."""
+    """Work pool and queues, made before anything is deployed; other keys are YAML's anchors."""
 
     work_pool: dict[str, str]  # ``name`` and ``type``
     queues: dict[str, int | None]  # flow runs at a time, by queue; None: no limit
 
 
 class DeploymentsFile(_Part):
-    """The whole file."""
+    """Whole content of deployment.yaml."""
 
     definitions: _Definitions
     deployments: list[Deployment]

@@ -1,4 +1,4 @@
-"""What deployment.yaml declares, made true: at a server with workers, or in this very process."""
+"""Deploy or serve what deployment.yaml declares: at a server with workers, or in this very process."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ def deploy(path: Path = FILE) -> None:
     pool = declared.work_pool
     with get_client(sync_client=True) as client:
         if pool["name"] not in {known.name for known in client.read_work_pools()}:
-            _prefect("work-pool", "create", pool["name"], "--type", pool["type"])
+            _run_prefect("work-pool", "create", pool["name"], "--type", pool["type"])
         for queue, limit in declared.queues.items():
             _set_limit(client, pool["name"], queue, limit)
-    _prefect("deploy", "--all", "--prefect-file", path.name, folder=path.parent)
+    _run_prefect("deploy", "--all", "--prefect-file", path.name, folder=path.parent)
 
 
 def _set_limit(client: SyncPrefectClient, pool: str, queue: str, limit: int | None) -> None:
@@ -46,14 +46,14 @@ def _set_limit(client: SyncPrefectClient, pool: str, queue: str, limit: int | No
         client.update_work_queue(known.id, concurrency_limit=limit)
 
 
-def _prefect(*words: str, folder: Path | None = None) -> None:
+def _run_prefect(*arguments: str, folder: Path | None = None) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "prefect", "--no-prompt", *words],
+        [sys.executable, "-m", "prefect", "--no-prompt", *arguments],
         cwd=folder, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL,
     )  # fmt: skip
     if done.returncode:
         printed = (done.stdout + done.stderr).strip().splitlines()[-20:]
-        raise ConfigError("\n".join([f"prefect {' '.join(words)}:", *printed]))
+        raise ConfigError("\n".join([f"prefect {' '.join(arguments)}:", *printed]))
 
 
 def serve(path: Path = FILE, limit: int = 2) -> None:

@@ -28,7 +28,7 @@ T = TypeVar("T")
 
 @dataclass
 class _Call:
-    """What the caller of a flow hands over to its body, and what the body hands back, beside Prefect."""
+    """Objects that pass between the caller of a flow and its body, beside Prefect."""
 
     handed: tuple[object, ...]
     flow_run_id: str | None = None
@@ -89,7 +89,7 @@ def this_flow_run() -> str:
 
 
 def hand_back(outcome: T) -> T:
-    """Return *outcome*, a flow's last word, having noted it for `call_flow`: Prefect may not take it."""
+    """Return *outcome*, which a flow returns, having noted it for `call_flow`: Prefect may not take it."""
     if (call := _CALL.get()) is not None:
         call.outcome, call.ended = outcome, True
     return outcome

@@ -89,7 +89,7 @@ class Service:
 
 
 class LocalServer:
-    """The server, the worker and what they need, in the folder *state*."""
+    """A Prefect server and a worker, with all their files in the folder *state*."""
 
     def __init__(self, pool: str, state: Path = STATE) -> None:
         self.state = state.absolute()

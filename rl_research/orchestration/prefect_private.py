@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import logging
 import re
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from fastapi import FastAPI
     from prefect.runner import Runner
 
 # What Prefect writes into the message of a `Crashed` state, which holds neither signal nor exit code: here
@@ -32,7 +33,7 @@ def was_killed(message: str | None) -> bool:
     return bool(_KILLED.search(message or ""))
 
 
-def api_application() -> Any:
+def api_application() -> FastAPI:
     """Return Prefect's API as an ASGI application, for a server with a socket of our own.
 
     `prefect server start` takes a port, which somebody else may have by then, and no socket.

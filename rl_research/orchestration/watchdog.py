@@ -84,7 +84,7 @@ class _Subject:
         return any(holder_of(config.run_dir) for config in self.configs)
 
     def is_finished(self) -> bool:
-        """Return whether its runs were finished when nobody could be told."""
+        """Return whether its runs are finished: it ended while Prefect was away."""
         records = [read_record(config.run_dir) for config in self.configs]
         return bool(records) and all(record is not None and record.is_finished for record in records)
 
@@ -160,7 +160,7 @@ def _mark_crashed(client: SyncPrefectClient, subject: _Subject) -> str:
 
 
 def _crashed(client: SyncPrefectClient) -> Iterator[_Subject]:
-    """Yield flow runs that were killed, or that finished when nobody could be told."""
+    """Yield flow runs that were killed, or that finished while Prefect was away."""
     since = datetime.now(timezone.utc) - _RECENT
     for subject in map(_Subject, _read(client, (StateType.CRASHED,))):
         recent = subject.state.timestamp > since
