@@ -258,6 +258,7 @@ WRITER = """
     from rl_research.checkpoints import Retention, commit, prune
 
     run, step = Path(sys.argv[1]), int(sys.argv[2])
+    commit(run / "first", 0, {"a.bin": b""}, {})  # imports and builds what every commit needs
     print("ready", flush=True)
     while True:
         for _ in range(2):
