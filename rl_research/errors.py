@@ -23,7 +23,7 @@ _LINE = 600  # characters
 
 
 class RLResearchError(Exception):
-    """The base of every error this package raises on purpose; its text says what to do."""
+    """Base of every error that this package raises on purpose; its text says what to do."""
 
     exit_code = 2
 
@@ -37,7 +37,7 @@ class LoggingError(RLResearchError, ValueError):
 
 
 class CheckpointError(RLResearchError):
-    """The base of what can be wrong with a checkpoint."""
+    """Base of the errors of checkpoints."""
 
 
 class CheckpointMissing(CheckpointError):
@@ -74,6 +74,6 @@ class Interrupted(RLResearchError):
 
 
 def in_a_line(error: object) -> str:
-    """What *error* says, in one line; some clients answer in whole paragraphs."""
+    """Return what *error* says, in one line; some clients answer in whole paragraphs."""
     text = " ".join(str(error).split())
     return (text if len(text) <= _LINE else f"{text[:_LINE]} …") or type(error).__name__

@@ -1,4 +1,4 @@
-"""What a checkpoint's manifest and a run's scores hold, as they are stored."""
+"""A checkpoint's manifest and a run's scores, as they are stored."""
 
 from __future__ import annotations
 

@@ -104,7 +104,7 @@ def _is_run_id(place: str) -> bool:
 
 @dataclass(frozen=True)
 class _Search:
-    """Where to look: the folder of runs, the URL below which runs are stored, its options."""
+    """Places to search: the folder of runs, the URL below which runs are stored, its options."""
 
     runs_dir: Path
     url: str | None

@@ -26,7 +26,7 @@ from rl_research.storage import Store
 
 @dataclass(frozen=True)
 class Retention:
-    """How many checkpoints stay: the newest, the best-scored, and one per *keep_every* steps, 0: none."""
+    """Numbers of checkpoints that stay: the newest, the best-scored, one per *keep_every* steps (0: none)."""
 
     keep_last: int
     keep_best: int

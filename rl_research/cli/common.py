@@ -1,4 +1,4 @@
-"""What several verbs share: their options, their answer on standard output, Prefect's settings."""
+"""Options, answers on standard output and Prefect's settings, shared by the verbs."""
 
 from __future__ import annotations
 

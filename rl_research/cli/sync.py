@@ -26,7 +26,7 @@ sync delivers; 2 something is left that somebody has to see to, said with its re
 
 @dataclass(frozen=True)
 class _Wanted:
-    """The options of one command."""
+    """Options of one command."""
 
     dry_run: bool
     force: bool

@@ -1,4 +1,4 @@
-"""What may go from folders of runs and from stores, and how it goes.
+"""Pruning of folders of runs and of stores: what may be removed, and how.
 
 Three things go: checkpoints that a run's own retention does not keep, orphans (files of no manifest that
 are older than a grace period), and, under a disk budget, the heavy parts of finished runs that lie

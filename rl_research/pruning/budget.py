@@ -76,7 +76,7 @@ def _finished(folder: Path) -> _Run | None:
 
 
 def _why_not(run: _Run, rules: Rules) -> str | None:
-    """Why nothing of *run* may go; None if something may."""
+    """Return why nothing of *run* may be removed, None if something may."""
     age = rules.now - run.finished
     if age < rules.older_than:
         return f"finished {shown_time(age)} ago, less than {shown_time(rules.older_than)}"
@@ -86,7 +86,7 @@ def _why_not(run: _Run, rules: Rules) -> str | None:
 
 
 def _not_stored(folder: Path, rules: Rules) -> str | None:
-    """Why the checkpoints in *folder* are not all in its ``storage.url``, too; None if they are."""
+    """Return why the checkpoints in *folder* are not all in its ``storage.url``, too; None if they are."""
     local = local_checkpoints(folder)
     url = storage_url_of(folder)
     if not local:
@@ -138,7 +138,7 @@ def _note(run: _Run, size: int, rules: Rules) -> None:
 
 
 def _removals(run: _Run, part: Sequence[str], counted: Sequence[Removal] = ()) -> list[Removal]:
-    """The folders *part* of *run*, without the bytes that a dry run has *counted* in them already."""
+    """Return the folders *part* of *run*, without the bytes that a dry run has *counted* in them already."""
     found = []
     for folder in filter(Path.is_dir, (run.folder / name for name in part)):
         own = sum(entry.size for entry in Store(folder).entries().values())

@@ -21,14 +21,14 @@ _BATCH = 50  # files between two looks at the manifests
 
 @dataclass(frozen=True)
 class Orphans:
-    """The files of no manifest that are old enough, by name, and those whose age nobody knows."""
+    """Files of no manifest that are old enough, by name, and how many have no known age."""
 
     old: dict[str, Entry]
     timeless: int
 
 
 def find_orphans(store: Store, before: float, gone: Collection[str] = ()) -> Orphans:
-    """The orphans in *store* that were written before the time *before*.
+    """Return the orphans in *store* that were written before the time *before*.
 
     *gone* are checkpoints that are about to be removed: their segments count as needed no more.
     """
@@ -55,7 +55,7 @@ def find_orphans(store: Store, before: float, gone: Collection[str] = ()) -> Orp
 def _spare_segments(
     store: Store, entries: Mapping[str, Entry], but: Collection[str]
 ) -> dict[str, dict[str, Entry]]:
-    """The replay segments that only the checkpoints and announcements *but* need, or none at all."""
+    """Return the replay segments that only the checkpoints and announcements *but* need, if any may go."""
     needed = needed_segments(store, but)
     if needed is None or _waiting_replacements(entries):
         return {}
@@ -81,7 +81,7 @@ def remove_orphans(store: Store, names: Collection[str], before: float) -> None:
 
 
 def _is_ours(folder: str, entries: Collection[str]) -> bool:
-    """Whether a file in *folder*, which has no manifest, is one that this package has written."""
+    """Return whether a file in *folder*, which has no manifest, is one that this package has written."""
     if STEP.fullmatch(folder):
         return True
     staged = _STAGED.fullmatch(folder)

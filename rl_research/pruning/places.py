@@ -41,7 +41,7 @@ def prune_place(place: str, rules: Rules) -> Pruned:
 
 
 def _runs_in(place: str, rules: Rules) -> Iterator[str]:
-    """The paths or URLs of the runs in *place*."""
+    """Yield the paths or URLs of the runs in *place*."""
     if is_url(place) and Store(place, rules.options).is_local:
         place = Store(place, rules.options).root
     if not is_url(place):
@@ -101,7 +101,7 @@ def _prune_folder(folder: Path, rules: Rules, result: Pruned) -> None:
 
 
 def _removals(store: Store, entries: Mapping[str, Entry], rules: Rules) -> tuple[list[Removal], int]:
-    """What goes from a run's checkpoints, and how many files nobody knows the age of."""
+    """Return what is removed from a run's checkpoints, and how many files have no known age."""
     unwanted = list(_not_kept(store, entries, rules))
     removals = [_of_checkpoint(checkpoint, entries) for checkpoint in unwanted]
     orphans = find_orphans(store, rules.before, gone=[c.name for c in unwanted])
@@ -119,7 +119,7 @@ def _removals(store: Store, entries: Mapping[str, Entry], rules: Rules) -> tuple
 
 
 def _not_kept(store: Store, entries: Mapping[str, Entry], rules: Rules) -> Iterator[Checkpoint]:
-    """The checkpoints that the run's own retention, as its newest one tells it, does not keep."""
+    """Yield the checkpoints that the run's own retention, as its newest one tells it, does not keep."""
     found = list_checkpoints(store)
     retention = Retention.recorded_in(found[-1]) if found else None
     if retention is None:
@@ -140,7 +140,7 @@ def _of_checkpoint(checkpoint: Checkpoint, entries: Mapping[str, Entry]) -> Remo
 
 
 def _unfinished(folder: Path, rules: Rules) -> Iterator[Removal]:
-    """What a killed process was about to rename, besides its checkpoints."""
+    """Yield the temporary files of a killed process, besides those of its checkpoints."""
     for path in unfinished_files(folder):
         facts = path.stat()
         if path.parent.name != FOLDER and facts.st_mtime < rules.before:

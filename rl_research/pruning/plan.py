@@ -1,4 +1,4 @@
-"""What is asked for, what is to go, and what came of it."""
+"""Rules of a pruning, the removals that they lead to, and the result."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ DAY = 86400.0
 
 @dataclass(frozen=True)
 class Rules:
-    """What may go.
+    """Rules that say what may be removed.
 
     :param grace: seconds that an orphan, or a checkpoint that is not kept, must be old
     :param budget: bytes that the run folders of a place may take; None: any number
@@ -36,7 +36,7 @@ class Rules:
 
     @property
     def before(self) -> float:
-        """What was written before that moment is older than the grace period."""
+        """Time before which a file is older than the grace period, in seconds since 1970."""
         return self.now - self.grace
 
 
@@ -56,7 +56,7 @@ class Removal:
 
 @dataclass
 class Pruned:
-    """What went from a place, what was left alone and why, and what could not be removed."""
+    """Result for a place: what was removed, what was spared and why, what could not be removed."""
 
     place: str
     runs: int = 0
@@ -67,12 +67,12 @@ class Pruned:
 
     @property
     def bytes_removed(self) -> int:
-        """What the removed files held."""
+        """Bytes of the removed files."""
         return sum(removal.size for removal in self.removed)
 
     @property
     def bytes_left(self) -> int:
-        """What the runs there still hold."""
+        """Bytes that the runs there still hold."""
         return self.bytes_before - self.bytes_removed
 
     def carry_out(self, removals: list[Removal], rules: Rules, *, optional: bool = False) -> None:

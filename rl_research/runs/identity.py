@@ -1,4 +1,4 @@
-"""What makes two descriptions the same experiment."""
+"""Identity of an experiment: which settings may differ between two descriptions of it."""
 
 from __future__ import annotations
 

@@ -59,7 +59,7 @@ def leased_store(config: Config, stop: StopRequest) -> Iterator[StoreLease | Non
 
 
 def stored_lease(config: Config) -> dict[str, Any] | None:
-    """What is to be seen in ``storage.url`` of who has the run open; if it changes, somebody lives."""
+    """Return the lease in ``storage.url`` of whoever has the run open; a lease that changes is alive."""
     return None if config.storage.url is None else lease_in(_store(config))
 
 

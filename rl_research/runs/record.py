@@ -63,14 +63,14 @@ class ScoreRecord(_Stored):
 
 
 class PruneRecord(_Stored):
-    """What `pruning` has removed from the folder, in all."""
+    """Bytes that `pruning` has removed from the folder, in all."""
 
     at: str
     bytes: int = 0
 
 
 class RunRecord(_Stored):
-    """What a run has come to; times are ISO 8601 in UTC, durations seconds."""
+    """Record of a run; times are ISO 8601 in UTC, durations seconds."""
 
     format: int = 1
     run_id: str | None = None
@@ -111,7 +111,7 @@ class RunRecord(_Stored):
 
     @property
     def result(self) -> dict[str, Any]:
-        """What the command prints and the flow returns."""
+        """Result as the command prints and the flow returns it."""
         return self.model_dump(mode="json", include=_RESULT)
 
     @property

@@ -1,4 +1,4 @@
-"""What scores can say: arrays in, small results out; numpy and scipy alone."""
+"""Statistics of scores: arrays in, small results out; numpy and scipy alone."""
 
 import lazy_loader
 

@@ -1,4 +1,4 @@
-"""What each client library is told, so that it fails within seconds and forgets nothing it should see.
+"""Settings of each client library: it fails within seconds, and caches nothing that may change.
 
 Left alone, s3fs, gcsfs and adlfs try again up to six times within each operation, unseen, and wait for
 ever on a server that has stopped reading. Here they try once; whoever calls them decides what is tried
@@ -24,13 +24,13 @@ _BLOCK = 8 << 20  # bytes that travel to or from Azure at a time
 
 
 def schemes(url: str) -> list[str]:
-    """The file systems that *url* names, outermost first: ``simplecache::s3://b`` names two."""
+    """Return the file systems that *url* names, outermost first: ``simplecache::s3://b`` names two."""
     parts = [part.partition("://")[0] for part in url.split("::")]
     return [part for part in parts if re.fullmatch(r"[A-Za-z0-9+.-]+", part)]
 
 
 def crosses_network(url: str) -> bool:
-    """Whether *url* names one of the servers that are known here; what others do is not told by a name."""
+    """Return whether *url* names a server of a kind that is known here."""
     return not (_S3 | _GCS | _SFTP | _AZURE).isdisjoint(schemes(url))
 
 

@@ -41,7 +41,7 @@ T = TypeVar("T")
 
 
 class FileSystem:
-    """The file system that *url* names; see `rl_research.storage.store.Store` for the arguments.
+    """File system that *url* names; see `rl_research.storage.store.Store` for the arguments.
 
     A server that cannot be reached yet is asked again at the first operation.
     """
@@ -63,18 +63,18 @@ class FileSystem:
 
     @property
     def client(self) -> Any:
-        """The fsspec object; connects where that has not been possible before."""
+        """Object of fsspec; connects if that has not been possible before."""
         if self._client is None:
             self._connect()
         return self._client
 
     @property
     def is_async(self) -> bool:
-        """Whether it works on fsspec's own loop, where it can be watched; object stores do."""
+        """Whether it works in fsspec's own event loop, where progress can be watched; object stores do."""
         return bool(self.client.async_impl)
 
     def ask(self, method: str, *arguments: Any, **more: Any) -> Any:
-        """What its *method* answers."""
+        """Return what the file system's *method* returns."""
         if not self.is_async:
             client = self.client
             return self._in_time(lambda: getattr(client, method)(*arguments, **more), client)
@@ -108,7 +108,7 @@ class FileSystem:
         self._wait_for(lambda: get_file(path, str(target), callback=progress, **more), progress)
 
     def unfinished(self) -> list[unfinished_uploads.Unfinished]:
-        """The uploads below the root that were begun and not completed; none where nothing tells of them."""
+        """Return the uploads below the root that were begun and not completed; only S3 has some."""
         if not self._is_s3:
             return []
         progress = Progress()
@@ -192,7 +192,7 @@ class FileSystem:
         )
 
     def _opened(self) -> tuple[Any, str]:
-        """The file system that keeps what the URL names, and where there.
+        """Return the file system that keeps what the URL names, and the path there.
 
         In a chain, caches and folders are passed by: manifests and leases have to be read as they are
         now, and what is watched is the client itself.
@@ -207,7 +207,7 @@ class FileSystem:
         return fs, root
 
     def _in_time(self, work: Callable[[], T], client: Any, progress: Progress | None = None) -> T:
-        """The result of *work*; an archive that stands on another client has no bound of its own."""
+        """Return the result of *work*; an archive on top of another client has no bound of its own."""
         if not isinstance(client, AbstractArchiveFileSystem):
             return work()
         return self._given_up_if_still(work, progress)
@@ -225,7 +225,7 @@ class FileSystem:
             self._client = None
 
     def _wait_for(self, work: Callable[[], Awaitable[T]], progress: Progress | None = None) -> T:
-        """The result of *work* on fsspec's loop, given up when it stands still."""
+        """Return the result of *work* on fsspec's loop, given up when it stands still."""
         watched: T = sync(self.client.loop, unless_stalled, work, progress or Progress(), self.timeout)
         return watched
 
@@ -252,5 +252,5 @@ class FileSystem:
 
 
 def _has_hung_up(error: BaseException) -> bool:
-    """Whether it is paramiko's way to say that the server has gone."""
+    """Return whether *error* is paramiko's way to say that the server has gone."""
     return isinstance(error, EOFError) or str(error) == "Socket is closed"

@@ -1,4 +1,4 @@
-"""Which process writes a run's checkpoints to its store: one at a time, also between machines.
+"""Lease of a store: one process at a time writes a run's checkpoints there, also between machines.
 
 A lock on the run folder keeps processes of one machine apart; here a small object in the store,
 renewed while the run is open, does it for machines that share nothing but ``storage.url``. No clock is
@@ -36,7 +36,7 @@ class NotYetOurs(ConnectionError):
 
 @dataclass(frozen=True)
 class Share:
-    """What a process needs to confirm a lease for the one that has it: a `StoreLease` to send to it."""
+    """Part of a `StoreLease` that is sent to another process, which confirms the lease with it."""
 
     run_id: str
     seconds: float
@@ -45,7 +45,7 @@ class Share:
 
 
 class StoreLease:
-    """The right to publish checkpoints of one run in a store.
+    """Right to publish checkpoints of one run in a store.
 
     :param open_store: makes the store; called once in each thread, as file systems want it
     :param run_id: the run, for messages
@@ -66,12 +66,12 @@ class StoreLease:
 
     @property
     def share(self) -> Share:
-        """The lease as it stands, for a process of this one's."""
+        """Lease as it stands, for a child process."""
         return Share(self.run_id, self.seconds, self._me, self._held)
 
     @classmethod
     def of(cls, share: Share, open_store: Callable[[], Store]) -> StoreLease:
-        """The lease of which *share* was given: to be confirmed, never to be acquired or released."""
+        """Return the lease that *share* is of: it can be confirmed, not acquired or released."""
         lease = cls(open_store, share.run_id, share.seconds)
         lease._me, lease._held = dict(share.holder), share.held
         return lease
@@ -162,7 +162,7 @@ class StoreLease:
             self._write(store)
 
     def _silent(self, holder: dict[str, Any]) -> bool:
-        """Whether *holder* has been seen unchanged for `seconds`; `StorageError` follows if it changes."""
+        """Return whether *holder* has been seen unchanged for `seconds`; one that changes has the run."""
         if self._seen is None:
             self._seen = (holder, time.monotonic())
         if holder != self._seen[0]:
@@ -194,7 +194,7 @@ def holder_in(store: Store) -> str | None:
 
 
 def lease_in(store: Store) -> dict[str, Any] | None:
-    """The lease of who may have the run in *store* open; one that changes is a sign of life."""
+    """Return the lease of who may have the run in *store* open; one that changes is a sign of life."""
     holder = read_lease(store)
     return None if holder is None or is_gone(holder) else holder
 
@@ -210,7 +210,7 @@ def _connection_failures_pass() -> Iterator[None]:
 
 
 def read_lease(store: Store, name: str = FILE) -> dict[str, Any] | None:
-    """The lease *name* in *store*, None if there is none that can be read."""
+    """Return the lease *name* in *store*, None if there is none that can be read."""
     with suppress(FileNotFoundError, ValueError):
         found = json.loads(store.read(name))
         return found if isinstance(found, dict) else None
@@ -238,12 +238,12 @@ def _this_process() -> dict[str, Any]:
 
 
 def is_on_this_machine(holder: Mapping[str, Any]) -> bool:
-    """Whether *holder* can be asked for here."""
+    """Return whether the process of *holder* would be seen from here."""
     return holder.get("machine") is not None and holder.get("machine") == machine_id()
 
 
 def is_gone(holder: Mapping[str, Any]) -> bool:
-    """Whether *holder* has given the lease up, or is known to have died."""
+    """Return whether *holder* has given the lease up, or is known to have died."""
     if holder.get("released"):
         return True
     number = holder.get("process")

@@ -58,7 +58,7 @@ class _Whole:
         self.size = source.stat().st_size
 
     def steps(self) -> Iterator[_Step]:
-        """What is to be done, where possible side by side."""
+        """Yield the coroutines that send the file; they may run side by side."""
         yield self._send_whole
 
     async def give_up(self) -> None:
@@ -72,7 +72,7 @@ class _Whole:
 
 
 class _Share(Progress):
-    """The progress of one file of several."""
+    """Progress of one file of several."""
 
     def __init__(self, whole: Progress):
         super().__init__()

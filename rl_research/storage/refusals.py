@@ -1,4 +1,4 @@
-"""What it means when a store refuses, and what to do about it, in a line."""
+"""Refusals of a store: the reason and the remedy in a line."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ _SAME = {"s3a": "s3", "gcs": "gs", "ssh": "sftp", "abfs": "az", "abfss": "az"}
 
 
 def refusal(error: BaseException, scheme: str) -> str | None:
-    """Why a store of *scheme* refused, with the remedy; None if *error* is no refusal but a bug.
+    """Return why a store of *scheme* refused, with the remedy; None if *error* is no refusal but a bug.
 
     What the service itself has said counts before the kind of exception that a client made of it.
     """
@@ -89,7 +89,7 @@ def refusal(error: BaseException, scheme: str) -> str | None:
 
 
 def says_no_bucket(error: BaseException) -> bool:
-    """Whether it is the bucket that is missing, where a missing object would be nothing special."""
+    """Return whether the bucket is missing, not just an object in it."""
     codes = [status_of(cause)[1] for cause in causes(error)]
     return "NoSuchBucket" in codes or "ContainerNotFound" in codes
 

@@ -1,4 +1,4 @@
-"""How long a transfer may stand still: while bytes move, however slowly, it is left alone."""
+"""Stalls of a transfer: it is given up when no byte moves, however slow it is otherwise."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _LOOKS = 8  # how often within the patience the progress is looked at
 
 
 class Progress:
-    """The bytes of a transfer that have moved; stands where fsspec takes a callback."""
+    """Bytes of a transfer that have moved; fsspec takes it as a callback."""
 
     def __init__(self) -> None:
         self.moved = 0
@@ -50,14 +50,14 @@ class Body(io.BytesIO):
         self.seek(0)
 
     def read(self, size: int | None = -1, /) -> bytes:
-        """The next *size* bytes, as of any file."""
+        """Return the next *size* bytes, as of any file."""
         piece = super().read(size)
         self._progress.relative_update(len(piece))
         return piece
 
 
 async def unless_stalled(work: Callable[[], Awaitable[T]], progress: Progress, seconds: float) -> T:
-    """The result of *work*, cancelled with `TimeoutError` when *progress* stood still for *seconds*.
+    """Return the result of *work*, cancelled with `TimeoutError` when *progress* stood still for *seconds*.
 
     Looks are counted, not seconds: a machine that slept or computed meanwhile has not waited.
     """
@@ -76,7 +76,7 @@ async def unless_stalled(work: Callable[[], Awaitable[T]], progress: Progress, s
 
 
 def until_stalled(progress: Progress, seconds: float) -> Callable[[], float]:
-    """How many seconds are left, asked again and again, until *progress* stood still for *seconds*."""
+    """Return how many seconds are left, asked again and again, until *progress* stood still for *seconds*."""
     moved, since = progress.moved, time.monotonic()
 
     def left() -> float:

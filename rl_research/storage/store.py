@@ -50,7 +50,7 @@ class Entry:
 
 
 class Store:
-    """The folder or prefix *url* names, on whatever file system its scheme asks for.
+    """Folder or prefix that *url* names, on whatever file system its scheme asks for.
 
     :param options: of the fsspec class; they win over the bounds that are set here
     :param timeout: seconds without progress until an operation is given up
@@ -68,27 +68,27 @@ class Store:
 
     @property
     def root(self) -> str:
-        """The folder or prefix, as the file system writes it."""
+        """Folder or prefix, as the file system writes it."""
         return self._files.root
 
     @property
     def fs(self) -> Any:
-        """The fsspec file system; connects where that has not been possible before."""
+        """File system of fsspec; connects if that has not been possible before."""
         return self._files.client
 
     def path(self, name: str) -> str:
-        """Where *name* lies, as the file system writes it."""
+        """Return where *name* lies, as the file system writes it."""
         return posixpath.join(self.root, name) if name else self.root
 
     def address(self, name: str) -> str:
-        """Where *name* lies, as a URL that any fsspec program can open; never with a password."""
+        """Return where *name* lies, as a URL that any fsspec program can open; never with a password."""
         if self.is_local:
             address: str = self.fs.unstrip_protocol(self.path(name))
             return address
         return below(self.url, name)
 
     def is_at(self, folder: Path) -> bool:
-        """Whether this is the local *folder*."""
+        """Return whether this is the local *folder*."""
         return self.is_local and Path(self.root) == folder.absolute()
 
     def put(self, source: Path, name: str) -> None:
@@ -112,13 +112,13 @@ class Store:
             self._files.write(self.path(name), data)
 
     def read(self, name: str) -> bytes:
-        """The bytes of *name*, which should be few; `FileNotFoundError` if there is none."""
+        """Return the bytes of *name*, which should be few; `FileNotFoundError` if there is none."""
         with self._files.asking("read", name):
             data: bytes = self._files.ask("cat_file", self.path(name))
         return data
 
     def pieces(self, name: str, size: int, first: int = 0) -> Iterator[bytes]:
-        """The *size* bytes of *name* from byte *first* on, a piece at a time."""
+        """Yield the *size* bytes of *name* from byte *first* on, a piece at a time."""
         for start in range(first, size, multipart.PART):
             with self._files.asking("read", name):
                 bounds = {"start": start, "end": min(size, start + multipart.PART)}
@@ -126,7 +126,7 @@ class Store:
             yield piece
 
     def sha256(self, name: str, size: int) -> str:
-        """The SHA-256 of the *size* bytes of *name*, never held at once."""
+        """Return the SHA-256 of the *size* bytes of *name*, never held at once."""
         digest = hashlib.sha256()
         for piece in self.pieces(name, size):
             digest.update(piece)
@@ -145,7 +145,7 @@ class Store:
         return sha256(target)
 
     def size(self, name: str) -> int | None:
-        """The size of *name* in bytes, None if there is none."""
+        """Return the size of *name* in bytes, None if there is none."""
         try:
             with self._files.asking("find", name):
                 found: int = self._files.ask("info", self.path(name))["size"]
@@ -154,15 +154,15 @@ class Store:
         return found
 
     def sizes(self, name: str = "") -> dict[str, int]:
-        """The files directly below *name* with their sizes in bytes."""
+        """Return the files directly below *name* with their sizes in bytes."""
         return {base: entry.size for base, entry in self.content(name)[0].items()}
 
     def folders(self, name: str = "") -> list[str]:
-        """The names of the folders directly below *name*."""
+        """Return the names of the folders directly below *name*."""
         return self.content(name)[1]
 
     def content(self, name: str = "") -> tuple[dict[str, Entry], list[str]]:
-        """What is directly below *name*: the files, and the names of the folders."""
+        """Return what is directly below *name*: the files, and the names of the folders."""
         found = self._listed(name).items()
         files = {base: _entry(info) for base, info in found if info["type"] == "file"}
         return files, sorted(base for base, info in found if info["type"] == "directory")
@@ -192,7 +192,7 @@ class Store:
                 self.fs.rmdir(self.path(name))
 
     def unfinished_uploads(self) -> list[Unfinished]:
-        """The uploads below it that were begun and not completed, where a store keeps them unseen (S3).
+        """Return the uploads below it that were begun and not completed; only S3 has some.
 
         `StorageError` names the right that is missing.
         """
@@ -208,7 +208,7 @@ class Store:
             self._files.abort(self.path(upload.name), upload.upload_id)
 
     def _listed(self, name: str) -> dict[str, dict[str, Any]]:
-        """What the file system says of everything directly below *name*."""
+        """Return the file system's entries directly below *name*."""
         try:
             with self._files.asking("list", name):
                 self.fs.invalidate_cache()  # some clients remember listings
@@ -222,7 +222,7 @@ class Store:
 
 
 def below(url: str, name: str) -> str:
-    """The URL of *name* below *url*, which may be a chain such as ``simplecache::s3://bucket``."""
+    """Return the URL of *name* below *url*, which may be a chain such as ``simplecache::s3://bucket``."""
     if not name:
         return url
     before, link, after = around_path(url)

@@ -1,4 +1,4 @@
-"""What counts as a connection failure."""
+"""Connection failures: the errors that waiting may mend."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ _ALWAYS = (
 
 
 def is_transient(error: BaseException) -> bool:
-    """Whether *error* is a connection failure: one that waiting may mend.
+    """Return whether *error* is a connection failure: one that waiting may mend.
 
     The outermost cause that can tell decides. Optional clients are recognised by the names of their
     exceptions, so none is imported.
@@ -135,12 +135,12 @@ def names_of(error: BaseException) -> list[str]:
 
 
 def _hides_bad_certificate(error: BaseException) -> bool:
-    """Whether a client has wrapped a certificate that will not get better into a connection error."""
+    """Return whether a client has wrapped a bad certificate, which stays bad, into a connection error."""
     return any(isinstance(cause, ssl.SSLCertVerificationError) for cause in causes(error))
 
 
 def status_of(error: BaseException) -> tuple[int | None, str | None]:
-    """The HTTP status and the service's own code that *error* carries, in each client's way."""
+    """Return the HTTP status and the service's own code that *error* carries, in each client's way."""
     response = getattr(error, "response", None)
     if isinstance(response, dict):  # botocore
         status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")

@@ -24,7 +24,7 @@ class Policy:
 
 
 def reason_to_skip(run: LocalRun, account: WandbApi, policy: Policy) -> Outcome | None:
-    """Why *run* is not even looked at; None if it is to be."""
+    """Return why *run* is skipped, None if it is to be synced."""
     ledger = run.ledger
     if (why := run.absent) is not None:
         return outcome_of(ledger, run.place, why.state, reason=why.reason, remedy=why.remedy)

@@ -1,4 +1,4 @@
-"""What really arrived of a sync: evidence read from wandb's private log, and the verdict on it.
+"""Evidence of what arrived in a sync, read from wandb's private log, and the verdict on it.
 
 `SyncLog` names its phrases. It has each request with rows, its acknowledgement, and as an
 error what was lost. Where there is no evidence the verdict is "unverified". Pinned by

@@ -1,4 +1,4 @@
-"""What a W&B log holds: whose rows, how many, and which files it promises."""
+"""Contents of a W&B log: whose rows, how many, and the files that it promises."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _MD5 = 24  # characters of an MD5 in base64, as W&B's manifests write it
 
 @dataclass
 class LogFacts:
-    """What one segment's log holds."""
+    """Contents of one segment's log."""
 
     log: Path
     entity: str = ""
@@ -140,7 +140,7 @@ _NOTES = {
 
 
 def _find(path: str, home: Path, size: int, digest: str) -> Path | None:
-    """The file *path*, or the one below *home* with the longest common end of name and its content."""
+    """Return the file *path*, or the one below *home* with the longest common end of name and its content."""
     at = Path(path)
     if _is_it(at, size, digest):
         return at
@@ -150,7 +150,7 @@ def _find(path: str, home: Path, size: int, digest: str) -> Path | None:
 
 
 def _is_it(path: Path, size: int, digest: str) -> bool:
-    """Whether *path* is there with the content that was logged; uploading another would be a lie."""
+    """Return whether *path* is there with the content that was logged, which alone may be uploaded."""
     if not path.is_file() or (size and path.stat().st_size != size):
         return False
     if len(digest) != _MD5:

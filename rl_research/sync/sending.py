@@ -25,7 +25,7 @@ _POLL = 0.2
 
 @dataclass(frozen=True)
 class Sent:
-    """What a call of ``wandb sync`` left behind."""
+    """Result of a call of ``wandb sync``."""
 
     folder: Path  # its own WANDB_DIR
     code: int | None  # None: ended by us, for it took too long
@@ -34,13 +34,13 @@ class Sent:
 
     @property
     def urls(self) -> dict[str, str]:
-        """The page of each run, by ``entity/project/run_id``."""
+        """Page of each run, by ``entity/project/run_id``."""
         found = (SyncCommand.PAGE.search(line) for line in self.output.splitlines())
         return {match[1]: match[2] for match in found if match}
 
 
 def seconds_allowed(size: int) -> float:
-    """How long a sync of *size* bytes may take."""
+    """Return how long a sync of *size* bytes may take."""
     given = float(os.environ.get("RL_RESEARCH_SYNC_SECONDS") or _LEAST)
     return given + size / _BYTES_PER_SECOND
 

@@ -20,14 +20,14 @@ _CRASHED = 255  # the exit code of a process that did not come to its end
 
 @dataclass
 class Skipped:
-    """How much of a log the server has already; counted down while the copy is written."""
+    """Part of a log that the server has already; counted down while the copy is written."""
 
     rows: int = 0
     stats: int = 0
     lines: int = 0
 
     def has(self, record: Any) -> bool:
-        """Whether the server has *record*."""
+        """Return whether the server has *record*."""
         kind = record.WhichOneof("record_type")
         if kind == "history":
             return self._count("rows", 1)
@@ -85,7 +85,7 @@ def _record_of(summary: Mapping[str, Any]) -> bytes:
 
 
 def _is_idle(record: Any, facts: LogFacts) -> bool:
-    """Whether *record* is but W&B's own word on how long a log without rows was open."""
+    """Return whether *record* only says how long a log without rows was open."""
     return (
         facts.rows == 0
         and record.WhichOneof("record_type") == "summary"
@@ -126,7 +126,7 @@ def _corrected_artifact(artifact: Any, facts: LogFacts) -> bool:
 
 
 def _moved(path: str, facts: LogFacts) -> str | None:
-    """Where *path* is now, if it is not where the log has it."""
+    """Return where *path* is now, if it is not where the log has it."""
     now = facts.places.get(path)
     return None if now == path else now
 
@@ -136,7 +136,7 @@ class Unclear(Exception):
 
 
 def rows_delivered(logs: Sequence[LogFacts], there: RunThere) -> int:
-    """How many of the rows in *logs*, which follow one another, the server has.
+    """Return how many of the rows in *logs*, which follow one another, the server has.
 
     W&B appends, so what it has of them is their beginning, and its last row tells where that ends.
     Rows of other segments may stand before. Raises `Unclear`.
@@ -162,7 +162,7 @@ def rows_delivered(logs: Sequence[LogFacts], there: RunThere) -> int:
 
 
 def skipped_parts(logs: Sequence[LogFacts], there: RunThere) -> list[Skipped]:
-    """What is left out of each of *logs*."""
+    """Return what is left out of each of *logs*."""
     rows = rows_delivered(logs, there)
     stats, lines = (there.stats, there.lines) if rows else (0, 0)
     parts = []

@@ -1,4 +1,4 @@
-"""What sync asks the W&B server about a run."""
+"""Questions of sync to the W&B server about a run."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _TRIES, _TIMEOUT = 3, 15.0
 
 @dataclass(frozen=True)
 class RunThere:
-    """What the server has of a run: counts of lines, when its last row was logged, and its summary."""
+    """Run as the server has it: counts of lines, when its last row was logged, and its summary."""
 
     rows: int = 0
     stats: int = 0

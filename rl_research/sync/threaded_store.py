@@ -20,7 +20,7 @@ R = TypeVar("R")
 
 
 class ThreadedStore:
-    """The store at *url* for several threads, in a ``with`` block.
+    """Store at *url* for several threads, in a ``with`` block.
 
     An object store's client serves them all; of a file system that is one connection each has its own.
     """

@@ -1,4 +1,4 @@
-"""What any room needs: atomic files, signals and deadlines, processes, secrets, units."""
+"""Needs of every package: atomic files, locks, retries, processes, signals, secrets, units."""
 
 import lazy_loader
 

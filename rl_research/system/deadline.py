@@ -1,4 +1,4 @@
-"""What may hang is tried in a thread that nobody has to wait for."""
+"""Calls that may hang, made in a thread that nobody has to wait for."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Attempt(Generic[T]):
         return not self._thread.is_alive()
 
     def result(self) -> T:
-        """What the ended call has returned; raises what it has raised."""
+        """Return what the ended call has returned, or raise what it has raised."""
         if self._error is not None:
             raise self._error
         return self._results[0]

@@ -89,7 +89,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def sha256(path: Path) -> str:
-    """The SHA-256 of the bytes of *path*, in hex."""
+    """Return the SHA-256 of the bytes of *path*, in hex."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 20):

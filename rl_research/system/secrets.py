@@ -1,4 +1,4 @@
-"""What looks like a secret, and how a text is shown without it."""
+"""Secrets: what looks like one, and how a text is shown without it."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ _WAYS = {"anon", "google_default", "cache", "cloud", "browser"}
 
 
 def names_a_secret(key: str) -> bool:
-    """Whether *key*, such as ``api_key`` or ``awsSecretAccessKey``, holds a word for a secret."""
+    """Return whether *key*, such as ``api_key`` or ``awsSecretAccessKey``, holds a word for a secret."""
     words = _words_of(key)
     return bool(words & _WORDS) or {"connection", "string"} <= words
 
 
 def is_secret_option(key: str, value: object) -> bool:
-    """Whether *value* as the file system's option *key* is a secret spelt out."""
+    """Return whether *value* as the file system's option *key* is a secret spelt out."""
     if not isinstance(value, str | int | float) or isinstance(value, bool) or value == "":
         return False
     if _words_of(key) & _NAMES_OF_PLACES or not names_a_secret(key):
@@ -37,7 +37,7 @@ def is_secret_option(key: str, value: object) -> bool:
 
 
 def is_reference(value: str) -> bool:
-    """Whether *value* is nothing but ``${oc.env:NAME}`` or another interpolation without a default."""
+    """Return whether *value* is nothing but ``${oc.env:NAME}`` or another interpolation without a default."""
     return re.fullmatch(r"\$\{[^{},]+\}", value.strip()) is not None
 
 
@@ -52,7 +52,7 @@ def without_password(url: str) -> str:
 
 
 def password_in(url: str) -> str | None:
-    """The password that *url* holds, None if it holds none or refers to it."""
+    """Return the password that *url* holds, None if it holds none or refers to it."""
     found = _PASSWORD.search(url)
     return found[2] if found and found[2] and not is_reference(found[2]) else None
 
@@ -62,5 +62,5 @@ def _words_of(key: str) -> set[str]:
 
 
 def _stands_for_one(value: str) -> bool:
-    """Whether *value* names a way to a secret, or the file that holds it."""
+    """Return whether *value* names a way to a secret, or the file that holds it."""
     return value in _WAYS or value.startswith(("/", "~")) or value.endswith(".json")

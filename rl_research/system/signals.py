@@ -35,7 +35,7 @@ class StopRequest:
         self._until = 0.0
 
     def seconds_left(self) -> float:
-        """How much of the deadline is left, 0 if nobody asked to stop."""
+        """Return how much of the deadline is left, 0 if nobody asked to stop."""
         return max(0.0, self._until - time.monotonic())
 
     def __bool__(self) -> bool:
@@ -64,7 +64,7 @@ class StopRequest:
         )
 
     def disarm(self) -> None:
-        """The run is ending; the alarm has done its work."""
+        """Cancel the alarm: the run is ending."""
         if self.by is not None:
             signal.setitimer(signal.ITIMER_REAL, 0.0)
 

@@ -15,12 +15,12 @@ _QUANTITY = re.compile(r"\s*([0-9][0-9_]*(?:\.[0-9]+)?)\s*([A-Za-z]*)\s*")
 
 
 def parsed_size(name: str, text: str) -> int:
-    """The bytes that *text* says, such as ``50GB`` or ``1.5 GiB``; `ConfigError` names *name*."""
+    """Return the bytes that *text* says, such as ``50GB`` or ``1.5 GiB``; `ConfigError` names *name*."""
     return int(_parsed(name, text, _SIZES, "a size such as 50GB, 500MB or 1.5GiB"))
 
 
 def parsed_time(name: str, text: str) -> float:
-    """The seconds that *text* says, such as ``24h``, ``7d`` or ``0s``; `ConfigError` names *name*."""
+    """Return the seconds that *text* says, such as ``24h``, ``7d`` or ``0s``; `ConfigError` names *name*."""
     return _parsed(name, text, _TIMES, "a time such as 24h, 7d or 90min")
 
 

@@ -1,4 +1,4 @@
-"""What a run says of itself: `ExperimentLogger`, the W&B run, metrics, media, rows."""
+"""Tracking of a run: `ExperimentLogger`, the W&B run, metrics, media, rows."""
 
 import lazy_loader
 

@@ -83,7 +83,7 @@ class ExperimentLogger:
 
     @property
     def record(self) -> dict[str, Any]:
-        """What ``run.json`` says of the W&B run; `finished` is None while it is open.
+        """W&B run as ``run.json`` records it; `finished` is None while it is open.
 
         Then it says whether all rows have arrived (online) or are on disk (offline).
         """

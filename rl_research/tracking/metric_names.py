@@ -95,7 +95,7 @@ def misspelt(name: str) -> str | None:
 
 
 class Names:
-    """The names one run has used, each for one kind of thing."""
+    """Names that one run has used, each for one kind of thing."""
 
     def __init__(self) -> None:
         self.first_step: dict[str, int] = {}

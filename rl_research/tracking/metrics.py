@@ -99,7 +99,7 @@ def _remedy(value: Any) -> str:
 
 
 class Steps:
-    """The ``global_step`` that a row belongs to.
+    """Source of the ``global_step`` that a row belongs to.
 
     Without a step of its own a row belongs to the furthest step so far; before there is any, rows
     are numbered from 0.

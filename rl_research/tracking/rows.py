@@ -79,7 +79,7 @@ class ProgressFile:
 
     @property
     def last_step(self) -> int:
-        """The step of the last row, -1 if there is none."""
+        """Step of the last row, -1 if there is none."""
         return int(self.rows[-1][STEP]) if self.rows else -1
 
     def rewind(self, step: int) -> None:

@@ -38,7 +38,7 @@ class BaseCallback(sb3.BaseCallback):
 
     @property
     def logger(self) -> Any:
-        """The logger that was assigned, else the algorithm's own."""
+        """Logger that was assigned, else the algorithm's own."""
         return self.model.logger if self._own_logger is None else self._own_logger
 
     @logger.setter

@@ -35,7 +35,7 @@ _OUTPUT_DIR = "${hydra:runtime.output_dir}"
 
 @dataclass(frozen=True)
 class RunSettings:
-    """What the logger needs to know before it opens a run."""
+    """Settings that the logger needs before it opens a run."""
 
     run_id: str
     wandb: WandbSettings

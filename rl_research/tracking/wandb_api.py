@@ -66,7 +66,7 @@ class WandbApi:
 
     @property
     def fingerprint(self) -> str:
-        """What tells this server and key from others without telling the key."""
+        """Hash that tells this server and key from others without revealing the key."""
         return hashlib.sha256(f"{self.base_url} {self.key or ''}".encode()).hexdigest()[:12]
 
     def viewer(self) -> None:

@@ -23,7 +23,7 @@ _CHUNK = struct.Struct("<IHB")  # checksum, length and kind before each chunk's 
 
 @dataclass(frozen=True)
 class Logged:
-    """The rows and the media that are in a run's segments already."""
+    """Rows and media that are in a run's segments already."""
 
     steps: frozenset[int] = frozenset()  # the `global_step` of every row of numbers
     media: frozenset[tuple[str, int]] = frozenset()  # name and `global_step` of each picture and film

@@ -1,4 +1,4 @@
-"""What wandb keeps private and this project relies on, as read in wandb 0.31.0.
+"""Private names of wandb that this project relies on, as read in wandb 0.31.0.
 
 ``tests/test_wandb_private.py`` fails where a release changes it, which any minor release may: that is why
 ``wandb<0.32`` is required. Nothing else in the project names these. wandb itself is imported by the functions
@@ -80,7 +80,7 @@ class SyncLog:
 
 
 class SyncCommand:
-    """What ``wandb sync`` takes and prints; there is no interface for Python."""
+    """Arguments and output of ``wandb sync``; there is no interface for Python."""
 
     OPTIONS = ("--include-online", "--include-synced")
     PARALLEL = "-n"  # runs at a time

@@ -62,12 +62,12 @@ class WandbRun:
 
     @property
     def folder(self) -> Path | None:
-        """The folder that ``wandb sync`` and ``wandb leet run`` take; None if disabled."""
+        """Folder that ``wandb sync`` and ``wandb leet run`` take; None if disabled."""
         return None if self.run is None else Path(self.run.settings.sync_dir)
 
     @property
     def url(self) -> str | None:
-        """Where the run is, or will be once synced; offline it is known with an entity only."""
+        """Page of the run, now or once it is synced; offline it is known with an entity only."""
         return None if self.run is None else (self.run.settings.run_url or None)
 
     def logged_on_server(self) -> Logged | None:
