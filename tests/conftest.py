@@ -21,6 +21,7 @@ from rl_research.config import Config, load_config
 
 _FOREIGN = ("WANDB_", "PREFECT_API_", "PREFECT_PROFILE", "PREFECT_HOME")
 _QUIET = {
+    "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",  # read when gcsfs is imported; the emulator has none
     "DO_NOT_TRACK": "1",
     "OMP_NUM_THREADS": "1",  # tiny networks gain nothing from threads, and tests run side by side
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
