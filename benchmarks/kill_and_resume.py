@@ -70,10 +70,7 @@ def outcome(run_dir: Path) -> dict[str, Any]:
     """What must be equal."""
     record = json.loads((run_dir / "run.json").read_text())
     with (run_dir / "progress.csv").open() as file:
-        rows = [
-            {name: cell for name, cell in row.items() if name not in _WALL_CLOCK}
-            for row in csv.DictReader(file)
-        ]
+        rows = [{name: cell for name, cell in row.items() if name not in _WALL_CLOCK} for row in csv.DictReader(file)]
     with np.load(run_dir / "evaluations.npz") as arrays:
         evaluations = {name: arrays[name].tolist() for name in arrays.files}
     return {
@@ -111,9 +108,7 @@ def _still_runs(process: subprocess.Popen[bytes], seconds: float) -> bool:
     return False
 
 
-def kill_until_done(
-    overrides: list[str], runs_dir: Path, kills: int, chance: random.Random
-) -> tuple[int, int]:
+def kill_until_done(overrides: list[str], runs_dir: Path, kills: int, chance: random.Random) -> tuple[int, int]:
     """Kill the run *kills* times at the most; how often it was, and how many segments took part."""
     done = 0
     for segment in range(1, kills + 2):

@@ -58,9 +58,7 @@ def cost_of(command: list[str], variables: Mapping[str, str]) -> tuple[float, fl
     return seconds, spent
 
 
-def upload_rounds(
-    server: Server, folder: Path, aws: str | None, rounds: int
-) -> dict[str, list[tuple[float, float]]]:
+def upload_rounds(server: Server, folder: Path, aws: str | None, rounds: int) -> dict[str, list[tuple[float, float]]]:
     """What each way to upload the *folder*'s files costs, and its start-up, round by round, in turn."""
     endpoint = server.options["endpoint_url"]
     variables = {**server.variables, "AWS_ENDPOINT_URL": endpoint}
@@ -90,10 +88,7 @@ def _report(costs: Mapping[str, list[tuple[float, float]]], megabytes: float) ->
         column = {way: [value[number] for value in values] for way, values in costs.items()}
         whole = [a / b for a, b in zip(column["aws"], column["ours"], strict=True)]
         start = {way: statistics.median(column[f"{way} start-up"]) for way in ("aws", "ours")}
-        net = [
-            (a - start["aws"]) / (b - start["ours"])
-            for a, b in zip(column["aws"], column["ours"], strict=True)
-        ]
+        net = [(a - start["aws"]) / (b - start["ours"]) for a, b in zip(column["aws"], column["ours"], strict=True)]
         for name, ratios in (("with start-up", whole), ("without", net)):
             each = " ".join(f"{ratio:.2f}" for ratio in ratios)
             median = statistics.median(ratios)

@@ -34,9 +34,7 @@ def overhead(runs_dir: Path, url: str, *, rounds: int = 5, steps: int = 100_000)
     pairs = []
     for number in range(rounds):
         order = [None, url] if number % 2 else [url, None]  # neither is always the first
-        seconds = {
-            place: _seconds(runs_dir, f"round-{number}-{place is not None}", place, steps) for place in order
-        }
+        seconds = {place: _seconds(runs_dir, f"round-{number}-{place is not None}", place, steps) for place in order}
         pairs.append((seconds[url][0] / seconds[None][0], seconds[url][1] / seconds[None][1]))
     return pairs
 

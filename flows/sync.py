@@ -35,10 +35,7 @@ class NotYet(ConnectionError):
 
 @flow(name="sync", task_runner=_RUNNER)
 def sync(
-    where: Sequence[str] = ("runs",),
-    overrides: Sequence[str] = (),
-    include_online: bool = False,
-    force: bool = False,
+    where: Sequence[str] = ("runs",), overrides: Sequence[str] = (), include_online: bool = False, force: bool = False
 ) -> State[Any]:
     """Sync every run in *where*, folders and URLs, that has something to deliver and is due.
 

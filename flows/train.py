@@ -23,11 +23,7 @@ from rl_research.runs import Run, RunRecord, open_run, read_record
 from rl_research.uploads import RunStorage, UploadQueue, background_uploads
 
 
-@flow(
-    name="train",
-    flow_run_name=orchestration.name_from_overrides,
-    on_crashed=[orchestration.reschedule_if_preempted],
-)
+@flow(name="train", flow_run_name=orchestration.name_from_overrides, on_crashed=[orchestration.reschedule_if_preempted])
 def train(overrides: Sequence[str] = ()) -> dict[str, Any] | State[Any]:
     """Run the experiment that *overrides* describe and return what it came to.
 

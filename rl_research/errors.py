@@ -17,8 +17,6 @@ Connection failures are none of these: they keep the type their library gave the
 shows its traceback.
 """
 
-from __future__ import annotations
-
 _LINE = 600  # characters
 
 

@@ -55,17 +55,11 @@ def pytest_configure(config: pytest.Config) -> None:
             del os.environ[name]
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
-    usual = {
-        signal.SIGINT: signal.default_int_handler,
-        signal.SIGHUP: signal.SIG_DFL,
-        signal.SIGTERM: signal.SIG_DFL,
-    }
+    usual = {signal.SIGINT: signal.default_int_handler, signal.SIGHUP: signal.SIG_DFL, signal.SIGTERM: signal.SIG_DFL}
     for number, handler in usual.items():
         if signal.getsignal(number) is signal.SIG_IGN:  # which every child would inherit
             signal.signal(number, handler)
-    home = config.stash[_home] = tempfile.TemporaryDirectory(
-        prefix="rl-research-tests-", ignore_cleanup_errors=True
-    )
+    home = config.stash[_home] = tempfile.TemporaryDirectory(prefix="rl-research-tests-", ignore_cleanup_errors=True)
     for name in _FOLDERS:
         folder = Path(home.name) / name.lower()
         folder.mkdir()
@@ -102,13 +96,7 @@ class SeedEcho(gym.Env[np.ndarray, int]):
         """One step nearer to the end."""
         self.steps += 1
         over = self.steps > self.seed % 3
-        return (
-            self._seen(),
-            float(self.seed + self.shift) if over else 0.0,
-            over,
-            False,
-            {"is_success": True},
-        )
+        return (self._seen(), float(self.seed + self.shift) if over else 0.0, over, False, {"is_success": True})
 
     def render(self) -> Any:
         """A picture as grey as the episode is old."""

@@ -64,9 +64,7 @@ class Faults:
         self._moving = threading.Event()
         self._moving.set()
 
-    def fail(
-        self, kind: str, *, seconds: float | None = None, times: float = float("inf"), **how: object
-    ) -> None:
+    def fail(self, kind: str, *, seconds: float | None = None, times: float = float("inf"), **how: object) -> None:
         """Do *kind* (see `Fault`) to all requests, to the first *times*, or for *seconds*."""
         until = float("inf") if seconds is None else time.monotonic() + seconds
         self._faults.append(Fault(kind, times=times, until=until, **how))  # type: ignore[arg-type]  # as given

@@ -97,10 +97,7 @@ def progress(run_dir: Path) -> list[dict[str, str]]:
     import csv
 
     with (run_dir / "progress.csv").open(newline="") as file:
-        return [
-            {k: v for k, v in row.items() if v and not k.startswith(_WALL_CLOCK)}
-            for row in csv.DictReader(file)
-        ]
+        return [{k: v for k, v in row.items() if v and not k.startswith(_WALL_CLOCK)} for row in csv.DictReader(file)]
 
 
 def wandb_records(run_dir: Path) -> Iterator[Any]:
@@ -120,9 +117,7 @@ def wandb_rows(run_dir: Path) -> list[tuple[int, dict[str, Any]]]:
     for record in wandb_records(run_dir):
         if record.WhichOneof("record_type") != "history":
             continue
-        cells = {
-            "/".join(item.nested_key) or item.key: json.loads(item.value_json) for item in record.history.item
-        }
+        cells = {"/".join(item.nested_key) or item.key: json.loads(item.value_json) for item in record.history.item}
         numbers = {
             key: value
             for key, value in cells.items()

@@ -111,9 +111,7 @@ class Server:
             return {name: container.download_blob(name).readall() for name in names}
         top = self.bucket(bucket)
         return {
-            path.relative_to(top).as_posix(): path.read_bytes()
-            for path in sorted(top.rglob("*"))
-            if path.is_file()
+            path.relative_to(top).as_posix(): path.read_bytes() for path in sorted(top.rglob("*")) if path.is_file()
         }
 
     def start(self) -> None:

@@ -112,18 +112,14 @@ def test_arguments_are_plain_copies() -> None:
 @pytest.mark.parametrize("activation", algorithms._CLASSES["activation_fn"])
 def test_every_activation_exists(activation: str) -> None:
     """Each word that is offered is a class of torch."""
-    made = constructor_arguments(
-        {"policy_kwargs": {"activation_fn": activation}}, gym.make(DISCRETE).action_space, 1
-    )
+    made = constructor_arguments({"policy_kwargs": {"activation_fn": activation}}, gym.make(DISCRETE).action_space, 1)
     assert made["policy_kwargs"]["activation_fn"] is getattr(torch.nn, activation)
 
 
 @pytest.mark.parametrize("optimizer", algorithms._CLASSES["optimizer_class"])
 def test_every_optimizer_exists(optimizer: str) -> None:
     """Each word that is offered is a class of torch."""
-    made = constructor_arguments(
-        {"policy_kwargs": {"optimizer_class": optimizer}}, gym.make(DISCRETE).action_space, 1
-    )
+    made = constructor_arguments({"policy_kwargs": {"optimizer_class": optimizer}}, gym.make(DISCRETE).action_space, 1)
     assert made["policy_kwargs"]["optimizer_class"] is getattr(torch.optim, optimizer)
 
 
@@ -223,9 +219,7 @@ def test_what_sb3_would_not_take_is_refused(name: str, params: dict[str, Any], s
         ("sac", {"train_freq": [1, "episode"]}, 2, r"train_freq=\[1,episode\]: .*env\.n_envs=1"),
     ],
 )
-def test_what_does_not_fit_together_is_refused(
-    name: str, params: dict[str, Any], n_envs: int, says: str
-) -> None:
+def test_what_does_not_fit_together_is_refused(name: str, params: dict[str, Any], n_envs: int, says: str) -> None:
     """Sizes that are fine alone and wrong together are refused before anything is trained."""
     with pytest.raises(ConfigError, match=says) as caught:
         check_batch(name, freeze(params), n_envs)

@@ -103,9 +103,7 @@ def _values(**given: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize("how", ["by name", "by position"])
 @pytest.mark.parametrize("name", ["EvalCallback", "CheckpointCallback"])
-def test_every_argument_of_sb3_is_taken(
-    evaluated: Callable[..., VecEnv], tmp_path: Path, name: str, how: str
-) -> None:
+def test_every_argument_of_sb3_is_taken(evaluated: Callable[..., VecEnv], tmp_path: Path, name: str, how: str) -> None:
     """Whatever SB3's callback of this name takes, ours takes: by name, by position, and keeps it."""
     theirs, ours = getattr(sb3, name), getattr(callbacks, name)
     example = {
@@ -393,8 +391,7 @@ def test_a_bare_environment_of_the_user_works(tmp_path: Path) -> None:
     _ppo().learn(32, callback=callback)
     assert callback.evaluations_timesteps == [16, 32]
     assert (
-        callback.last_mean_reward
-        == callback.evaluations_results[-1][0] / 2 + callback.evaluations_results[-1][1] / 2
+        callback.last_mean_reward == callback.evaluations_results[-1][0] / 2 + callback.evaluations_results[-1][1] / 2
     )
 
 
@@ -429,9 +426,7 @@ def logger(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.M
         yield opened
 
 
-def test_one_row_per_step_lines_rollout_train_and_eval_up(
-    evaluated: Callable[..., VecEnv], logger: Kept
-) -> None:
+def test_one_row_per_step_lines_rollout_train_and_eval_up(evaluated: Callable[..., VecEnv], logger: Kept) -> None:
     """Each step has one row; an evaluation at a rollout's end shares it with rollout/* and train/*."""
     evaluation = callbacks.EvalCallback(evaluated(), n_eval_episodes=2, eval_freq=32)
     _ppo(2).learn(128, callback=[*logger.get_callbacks(), evaluation])
@@ -441,9 +436,7 @@ def test_one_row_per_step_lines_rollout_train_and_eval_up(
         assert {"rollout/ep_rew_mean", "train/loss", "eval/mean_reward", "eval/std_reward"} <= set(row)
 
 
-def test_an_evaluation_within_a_rollout_has_a_row_of_its_own(
-    evaluated: Callable[..., VecEnv], logger: Kept
-) -> None:
+def test_an_evaluation_within_a_rollout_has_a_row_of_its_own(evaluated: Callable[..., VecEnv], logger: Kept) -> None:
     """Between two updates an evaluation's row holds eval/* only, at its own step."""
     evaluation = callbacks.EvalCallback(evaluated(), n_eval_episodes=2, eval_freq=40)
     _ppo().learn(48, callback=[*logger.get_callbacks(), evaluation])
@@ -517,9 +510,7 @@ def test_an_evaluation_adds_its_spread(evaluated: Callable[..., VecEnv]) -> None
     assert "eval/success_rate" not in row
 
 
-def test_success_is_reported_where_the_environment_tells(
-    evaluated: Callable[..., VecEnv], tmp_path: Path
-) -> None:
+def test_success_is_reported_where_the_environment_tells(evaluated: Callable[..., VecEnv], tmp_path: Path) -> None:
     """``is_success`` becomes eval/success_rate, and the successes of evaluations.npz."""
     spy = Spy()
     evaluation = callbacks.EvalCallback(
@@ -553,9 +544,7 @@ def test_wandb_callback_saves_no_model_unasked(quiet_logger: ExperimentLogger) -
 
 def test_evaluations_npz_is_sb3_s(evaluated: Callable[..., VecEnv], tmp_path: Path) -> None:
     """The same arrays, types and shapes as SB3 writes, and the same numbers, without a pickle."""
-    ours = callbacks.EvalCallback(
-        evaluated(), n_eval_episodes=3, eval_freq=16, log_path=str(tmp_path / "ours")
-    )
+    ours = callbacks.EvalCallback(evaluated(), n_eval_episodes=3, eval_freq=16, log_path=str(tmp_path / "ours"))
     theirs = sb3.EvalCallback(
         evaluated(), n_eval_episodes=3, eval_freq=16, log_path=str(tmp_path / "theirs"), verbose=0
     )
@@ -759,9 +748,7 @@ class Count(sb3.BaseCallback):
 
 
 @pytest.mark.parametrize("between_rollouts", [False, True])
-def test_children_are_called_when_sb3_would_call_them(
-    evaluated: Callable[..., VecEnv], between_rollouts: bool
-) -> None:
+def test_children_are_called_when_sb3_would_call_them(evaluated: Callable[..., VecEnv], between_rollouts: bool) -> None:
     """One child is called after each new best, the other after each evaluation, with the score known."""
     on_best, after = Count(), Count()
     evaluation = callbacks.EvalCallback(

@@ -409,9 +409,7 @@ def test_a_checkpoint_in_memory_is_found_by_any_name(tmp_path: Path) -> None:
     ["nowhere", "file://{here}/nowhere", "memory://nowhere/at/all", "{here}/a file", "{here}",
      "{here}/a file/step-000000001", "checkpoints/step-000000001", "{here}/empty/step-000000001"],
 )  # fmt: skip
-def test_nothing_there_is_one_clear_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reference: str
-) -> None:
+def test_nothing_there_is_one_clear_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reference: str) -> None:
     """Where there is no checkpoint, one line says what was looked for and what can be given."""
     (tmp_path / "a file").write_bytes(b"")
     (tmp_path / "empty" / "step-000000001").mkdir(parents=True)
@@ -579,9 +577,7 @@ def _steps(run_dir: Path) -> list[int]:
         (9, 9, [10, 20, 30, 40, 50]),
     ],
 )  # fmt: skip
-def test_the_last_and_the_best_are_kept(
-    tmp_path: Path, keep_last: int, keep_best: int, kept: list[int]
-) -> None:
+def test_the_last_and_the_best_are_kept(tmp_path: Path, keep_last: int, keep_best: int, kept: list[int]) -> None:
     """Pruning keeps the newest and the best-scored, takes the rest away and says what it took."""
     _scored(tmp_path, {10: 1.0, 20: 9.0, 30: 5.0, 40: None, 50: 2.0})
     gone = checkpoints.prune(tmp_path, checkpoints.Retention(keep_last, keep_best))
@@ -730,9 +726,7 @@ def test_a_step_committed_again_is_uploaded_again(tmp_path: Path, counting: type
 
 
 @pytest.mark.parametrize("arrived", range(4))
-def test_a_replacement_cut_off_is_never_seen_torn(
-    tmp_path: Path, counting: type[CountingMemory], arrived: int
-) -> None:
+def test_a_replacement_cut_off_is_never_seen_torn(tmp_path: Path, counting: type[CountingMemory], arrived: int) -> None:
     """While a step is uploaded again, a reader finds a whole checkpoint or none."""
     store = checkpoints.remote_store("counting://remote", {}, "run-a")
     checkpoints.upload(checkpoints.commit(tmp_path, 7, {"a.bin": b"1", "b.bin": b"1"}, {}), store)

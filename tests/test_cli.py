@@ -33,9 +33,7 @@ _KEYS = {
 }  # fmt: skip
 
 
-def _spawn(
-    *words: str, cwd: Path, program: list[str] = _PROGRAM, **env: str
-) -> subprocess.CompletedProcess[str]:
+def _spawn(*words: str, cwd: Path, program: list[str] = _PROGRAM, **env: str) -> subprocess.CompletedProcess[str]:
     """Run the command as a process of its own."""
     return subprocess.run(
         [*program, *words], cwd=cwd, env=environment(**env), capture_output=True, text=True,
@@ -308,9 +306,7 @@ def read_only(tmp_path: Path) -> Iterator[Path]:
     mount = shutil.which("mount")
     if os.geteuid() != 0 or mount is None:
         pytest.skip("needs root")
-    done = subprocess.run(
-        [mount, "-t", "tmpfs", "-o", "ro", "none", folder], capture_output=True, check=False
-    )
+    done = subprocess.run([mount, "-t", "tmpfs", "-o", "ro", "none", folder], capture_output=True, check=False)
     if done.returncode:
         pytest.skip("no file system can be mounted here")
     yield folder
@@ -384,11 +380,7 @@ _EVALUATE_MISTAKES: dict[str, Callable[[Path, Path], list[str]]] = {
     "unknown scheme": lambda trained, folder: ["evaluate", "s4://bucket/run"],
     "misspelt option": lambda trained, folder: ["evaluate", str(trained), "--episode", "3"],
     "wrong override": lambda trained, folder: ["evaluate", str(trained), "storage.optins.x=1"],
-    "override without effect": lambda trained, folder: [
-        "evaluate",
-        str(trained),
-        "evaluation.final_episodes=7",
-    ],
+    "override without effect": lambda trained, folder: ["evaluate", str(trained), "evaluation.final_episodes=7"],
     "no reference": lambda trained, folder: ["evaluate"],
     "no manifest": _no_manifest,
     "no json": _no_json,
@@ -402,9 +394,7 @@ _EVALUATE_MISTAKES: dict[str, Callable[[Path, Path], list[str]]] = {
 
 @pytest.mark.parametrize("case", _EVALUATE_MISTAKES)
 @pytest.mark.usefixtures("prefect_api")
-def test_what_cannot_be_evaluated_is_said_in_one_line(
-    call: Answer, trained: Path, tmp_path: Path, case: str
-) -> None:
+def test_what_cannot_be_evaluated_is_said_in_one_line(call: Answer, trained: Path, tmp_path: Path, case: str) -> None:
     """Nothing, something else, a damaged checkpoint or a senseless number: one line, exit code 2."""
     words = _EVALUATE_MISTAKES[case](trained, tmp_path)
     before = _everything_below(tmp_path)
@@ -586,9 +576,7 @@ def test_a_second_process_is_refused_naming_the_holder(call: Answer, tmp_path: P
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
-def test_a_signal_leaves_a_run_that_goes_on(
-    tmp_path: Path, api: str, call: Answer, number: signal.Signals
-) -> None:
+def test_a_signal_leaves_a_run_that_goes_on(tmp_path: Path, api: str, call: Answer, number: signal.Signals) -> None:
     """A signal: exit code 75, a checkpoint, a closed W&B segment; once more: the same bits in the end."""
     words = (
         "env.n_envs=2", "env.normalize=true", "experiment.total_timesteps=6400", "video.enabled=false",

@@ -62,14 +62,10 @@ def test_what_is_scheduled_is_what_is_documented() -> None:
 def test_a_flow_is_called_as_its_file(raw: dict[str, Any]) -> None:
     """`train/nightly` is the flow called train in flows/train.py."""
     for entry in raw["deployments"]:
-        assert (
-            deployment_file.flow_of(entry["entrypoint"]).name == Path(entry["entrypoint"].split(":")[0]).stem
-        )
+        assert deployment_file.flow_of(entry["entrypoint"]).name == Path(entry["entrypoint"].split(":")[0]).stem
 
 
-def test_an_entrypoint_may_be_a_module(
-    raw: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_entrypoint_may_be_a_module(raw: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """``rl_research.flows.train:train`` is our flow, in a folder whose own package is called flows, too."""
     (tmp_path / "flows").mkdir()
     (tmp_path / "flows" / "__init__.py").write_text("raise RuntimeError('this package is the user's')")
@@ -127,10 +123,7 @@ _MISTAKES: dict[str, tuple[Change, str]] = {
     "one name twice": (lambda raw: raw["deployments"].append(_named(raw, "nightly")), "two of that name"),
     "no work pool": (_without("nightly", "work_pool"), "no work_pool"),
     "a misspelt key of the pool": (_set("nightly", "work_pool", queue="x"), "'queue'"),
-    "an unknown queue": (
-        _set("nightly", "work_pool", work_queue_name="trainning"),
-        "'trainning' .* 'training'",
-    ),
+    "an unknown queue": (_set("nightly", "work_pool", work_queue_name="trainning"), "'trainning' .* 'training'"),
     "an unknown pool": (_set("nightly", "work_pool", name="elsewhere"), "'elsewhere'"),
     "a misspelt limit": (_nightly(concurrency_limit={"limt": 1}), "'limt'"),
     "an unknown strategy": (_nightly(concurrency_limit={"limit": 1, "collision_strategy": "WAIT"}), "'WAIT'"),
@@ -145,10 +138,7 @@ _MISTAKES: dict[str, tuple[Change, str]] = {
     "a schedule without a slug": (_schedule(cron="0 3 * * *"), "slug"),
     "an interval without an anchor": (_schedule(slug="a", interval=60), "anchor_date"),
     "a misspelt setting": (_set("nightly", "parameters", overrides=["experiment.sed=1"]), "experiment.seed"),
-    "an unknown experiment": (
-        _set("nightly", "parameters", overrides=["experiment=cartpole_pop"]),
-        "cartpole_ppo",
-    ),
+    "an unknown experiment": (_set("nightly", "parameters", overrides=["experiment=cartpole_pop"]), "cartpole_ppo"),
     "overrides that are a text": (_set("nightly", "parameters", overrides="seed=1"), "overrides"),
     "a mistake in a schedule's overrides": (
         _schedule(slug="a", cron="0 3 * * *", parameters={"overrides": ["env=cartpol"]}),
@@ -187,8 +177,7 @@ def test_a_mistake_is_named(raw: dict[str, Any], mistake: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
-    [(None, "No such file"), ("a: [", "no YAML"), ("- a", "mapping"), ("deployments: {}", "list")],
+    ("text", "said"), [(None, "No such file"), ("a: [", "no YAML"), ("- a", "mapping"), ("deployments: {}", "list")]
 )
 def test_what_is_no_deployments_file_is_one_line(tmp_path: Path, text: str | None, said: str) -> None:
     """A file that is missing, no YAML or of another shape is a mistake with a remedy, not a traceback."""

@@ -50,10 +50,7 @@ def test_all_is_well(look: Callable[..., dict[str, Finding]], server: WandbServe
 
 
 def test_what_is_broken_is_said_with_a_remedy(
-    look: Callable[..., dict[str, Finding]],
-    server: WandbServer,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    look: Callable[..., dict[str, Finding]], server: WandbServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A forbidden project, a store that refuses, a missing API, a clash of versions: in seconds."""
     server.forbid("tester/secret")
@@ -76,9 +73,7 @@ def test_what_is_broken_is_said_with_a_remedy(
     assert exit_code(list(found.values())) == 2
 
 
-def test_offline_needs_no_account(
-    look: Callable[..., dict[str, Finding]], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_offline_needs_no_account(look: Callable[..., dict[str, Finding]], monkeypatch: pytest.MonkeyPatch) -> None:
     """Where runs are offline, W&B that does not answer is a warning, and the code is 0."""
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("WANDB_API_KEY", "k" * 40)

@@ -152,9 +152,7 @@ def test_evaluate_does_without_an_api(tmp_path: Path) -> None:
     assert json.loads(out)["scores"] == result["scores"]
 
 
-def test_a_server_that_dies_beside_training_comes_back(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_server_that_dies_beside_training_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Killed once in the middle, it is told the end of the same flow run; a proxy is not asked for it."""
     proxy = "http://127.0.0.1:9"
     process = _command(tmp_path, "train", "--json", *_long(tmp_path), http_proxy=proxy)

@@ -41,9 +41,7 @@ def _play(env: VecEnv, episodes: int, first_seed: int) -> Scores:
 
 @pytest.mark.parametrize("episodes", [1, 4, 10, 13])
 @pytest.mark.parametrize("copies", [1, 2, 3, 4, 8])
-def test_episode_k_has_seed_k_however_many_copies_play(
-    tiny_config: TinyConfig, copies: int, episodes: int
-) -> None:
+def test_episode_k_has_seed_k_however_many_copies_play(tiny_config: TinyConfig, copies: int, episodes: int) -> None:
     """N episodes are reset with first_seed, …, first_seed + N - 1, and with no other seed."""
     env = envs.evaluation_env(tiny_config(ECHO), 1_000, copies)
     scores = _play(env, episodes, 1_000)
@@ -99,9 +97,7 @@ def test_rewards_are_scaled_with_the_algorithm_s_discount(
     tiny_config: TinyConfig, overrides: tuple[str, ...], gamma: float
 ) -> None:
     """VecNormalize discounts as the algorithm does, unless it is told otherwise."""
-    given = (
-        overrides if any("normalize" in text for text in overrides) else (*overrides, "env.normalize=true")
-    )
+    given = overrides if any("normalize" in text for text in overrides) else (*overrides, "env.normalize=true")
     env = envs.training_env(tiny_config(*given))
     assert isinstance(env, VecNormalize)
     assert env.gamma == gamma
@@ -200,9 +196,7 @@ def test_thresholds_and_films_are_known(tiny_config: TinyConfig) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("kind", "normalize"), [("dummy", "false"), ("dummy", "true"), ("subproc", "true")])
-def test_a_captured_environment_goes_on_to_the_same_bits(
-    tiny_config: TinyConfig, kind: str, normalize: str
-) -> None:
+def test_a_captured_environment_goes_on_to_the_same_bits(tiny_config: TinyConfig, kind: str, normalize: str) -> None:
     """Captured in the middle of an episode, restored elsewhere: the same observations and resets follow."""
     config = tiny_config(f"env.vec_env={kind}", "env.n_envs=2", f"env.normalize={normalize}")
     actions = [np.array([i % 2, i % 3 == 0], dtype=int) for i in range(60)]

@@ -65,9 +65,7 @@ def _randomness(model: BaseAlgorithm) -> list[Any]:
 
 @pytest.mark.parametrize("deterministic", [True, False])
 @pytest.mark.parametrize("case", CASES)
-def test_an_evaluation_leaves_training_as_it_was(
-    tiny_config: TinyConfig, case: str, deterministic: bool
-) -> None:
+def test_an_evaluation_leaves_training_as_it_was(tiny_config: TinyConfig, case: str, deterministic: bool) -> None:
     """No generator, no statistic and no parameter of training is touched."""
     config = tiny_config(*CASES[case], f"evaluation.deterministic={deterministic}")
     model = _trained(config)
@@ -82,9 +80,7 @@ def test_an_evaluation_leaves_training_as_it_was(
 
 @pytest.mark.parametrize("deterministic", [True, False])
 @pytest.mark.parametrize("case", CASES)
-def test_scores_depend_on_nothing_but_policy_and_seeds(
-    tiny_config: TinyConfig, case: str, deterministic: bool
-) -> None:
+def test_scores_depend_on_nothing_but_policy_and_seeds(tiny_config: TinyConfig, case: str, deterministic: bool) -> None:
     """Evaluated again under other random states, a policy has the very same scores, also if stochastic."""
     config = tiny_config(*CASES[case], f"evaluation.deterministic={deterministic}")
     model = _trained(config)
@@ -146,9 +142,7 @@ def test_an_evaluation_can_be_stopped(tiny_config: TinyConfig) -> None:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_checkpoint_scores_like_the_model_it_was(
-    tiny_config: TinyConfig, tmp_path: Path, case: str
-) -> None:
+def test_a_checkpoint_scores_like_the_model_it_was(tiny_config: TinyConfig, tmp_path: Path, case: str) -> None:
     """Evaluated from its checkpoint, a policy has the scores, and the hash, of the trained model."""
     config = tiny_config(*CASES[case])
     model = _trained(config, 200)
@@ -257,9 +251,7 @@ _OBS = {"obs___mean": np.zeros(4), "obs___var": np.ones(4), "obs___count": 1.0}
     ids=["empty", "garbage", "no zip", "one array", "nothing", "no obs", "shape", "rank", "counts",
          "text", "nan"],
 )  # fmt: skip
-def test_statistics_that_do_not_fit_are_damage(
-    tiny_config: TinyConfig, tmp_path: Path, statistics: bytes
-) -> None:
+def test_statistics_that_do_not_fit_are_damage(tiny_config: TinyConfig, tmp_path: Path, statistics: bytes) -> None:
     """A normaliser's file with other names, shapes or types is refused in one line, before it is used."""
     config = tiny_config(*CASES["ppo"])
     checkpoint = _commit(_trained(config), config, tmp_path, vecnormalize__npz=statistics)
@@ -291,14 +283,8 @@ def test_pickled_statistics_are_damage_and_not_run(tiny_config: TinyConfig, tmp_
         ({"algorithm": {"name": "ppo", "policy": "NoSuchPolicy"}}, "NoSuchPolicy"),
         ({"algorithm": {"name": "ppo", "params": {"nonsense": 1}}}, "nonsense"),
         ({"algorithm": {"name": "ppo", "params": {"_init_setup_model": False}}}, ""),
-        (
-            {"algorithm": {"name": "ppo", "params": {"policy_kwargs": {"optimizer_class": "load"}}}},
-            "optimizer_class",
-        ),
-        (
-            {"algorithm": {"name": "ppo", "params": {"policy_kwargs": {"activation_fn": "nope"}}}},
-            "activation_fn",
-        ),
+        ({"algorithm": {"name": "ppo", "params": {"policy_kwargs": {"optimizer_class": "load"}}}}, "optimizer_class"),
+        ({"algorithm": {"name": "ppo", "params": {"policy_kwargs": {"activation_fn": "nope"}}}}, "activation_fn"),
         ({"env": {"id": "NoSuchEnv-v0"}}, "NoSuchEnv-v0"),
         ({"env": {"id": "CartPole-v1", "kwargs": {"nonsense": 1}}}, "nonsense"),
         ({"env": {"id": "CartPole-v1", "normalize": {"nonsense": 1}}}, "nonsense"),

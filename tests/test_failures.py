@@ -367,9 +367,7 @@ def test_azure_refuses_in_a_line_without_a_secret(az: Server) -> None:
     _assert_refused(_error_of(lambda: nameless.write("a", b"x")), "can have this name")
 
 
-@pytest.mark.parametrize(
-    "options", [{}, {"connection_string": f"AccountKey={SECRET}"}, {"account_key": SECRET}]
-)
+@pytest.mark.parametrize("options", [{}, {"connection_string": f"AccountKey={SECRET}"}, {"account_key": SECRET}])
 def test_azure_asks_for_its_account(monkeypatch: pytest.MonkeyPatch, options: dict[str, str]) -> None:
     """Where no account is named, the line says how to name one; a key in a damaged string is not shown."""
     for name in ("CONNECTION_STRING", "ACCOUNT_NAME", "ACCOUNT_KEY", "SAS_TOKEN"):

@@ -76,9 +76,7 @@ def _task_runs(flow_run_id: str) -> dict[str, Any]:
     deadline = time.monotonic() + 30
     with get_client(sync_client=True) as client:
         while True:  # task runs reach the database by way of events
-            runs = client.read_task_runs(
-                flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[UUID(flow_run_id)]))
-            )
+            runs = client.read_task_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[UUID(flow_run_id)])))
             done = len(runs) >= 4 and all(run.state and run.state.is_final() for run in runs)
             if done or time.monotonic() > deadline:
                 return {run.task_key.rpartition(".")[2].split("-")[0]: run for run in runs}
@@ -214,9 +212,7 @@ def test_a_retried_flow_run_meets_its_own_checkpoint(tmp_path: Path, flaky: type
 
     flaky._fail = watched  # type: ignore[method-assign]
     try:
-        done = retried(
-            tiny(tmp_path, None, "storage.url=flaky://retried", "checkpoint.every=0", "wandb=disabled")
-        )
+        done = retried(tiny(tmp_path, None, "storage.url=flaky://retried", "checkpoint.every=0", "wandb=disabled"))
     finally:
         flaky._fail = put  # type: ignore[method-assign]
     assert done["status"] == "finished"
@@ -363,9 +359,7 @@ def test_training_goes_on_without_the_api(in_run: Any) -> None:
 
 @pytest.mark.usefixtures("dead_api")
 @pytest.mark.parametrize("publish", [artifacts.publish_wandb_link, artifacts.publish_summary])
-def test_publishing_fails_softly(
-    in_run: Any, publish: Callable[[Any], None], caplog: pytest.LogCaptureFixture
-) -> None:
+def test_publishing_fails_softly(in_run: Any, publish: Callable[[Any], None], caplog: pytest.LogCaptureFixture) -> None:
     """Links and summaries that the API does not take cost a line in the log."""
     in_run.save(wandb={"dir": "somewhere", "path": "p/r", "mode": "offline"})
     in_run.save(status="finished")

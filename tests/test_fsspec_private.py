@@ -45,9 +45,7 @@ def test_a_folder_s_paths_are_joined() -> None:
 def test_gcsfs_hides_what_it_repeats_behind_wrapped() -> None:
     """Each method that gcsfs's core repeats keeps the one that is not repeated as ``__wrapped__``."""
     for name in fsspec_private._RETRIED_BY_GCSFS:
-        assert hasattr(getattr(gcsfs.core.GCSFileSystem, name), "__wrapped__"), (
-            f"{name} is repeated otherwise"
-        )
+        assert hasattr(getattr(gcsfs.core.GCSFileSystem, name), "__wrapped__"), f"{name} is repeated otherwise"
     fs = gcsfs.GCSFileSystem.__new__(gcsfs.GCSFileSystem)
     fsspec_private.switch_off_gcsfs_retries(fs)
     assert not hasattr(fs._request.__func__, "__wrapped__")

@@ -135,9 +135,7 @@ def _sync(folder: Path) -> str:
 @pytest.mark.slow  # flow runs against a real API
 @pytest.mark.usefixtures("prefect_api")
 @pytest.mark.parametrize("synced", [True, False])
-def test_an_offline_run_gets_a_segment_more(
-    train: Train, server: WandbServer, tmp_path: Path, synced: bool
-) -> None:
+def test_an_offline_run_gets_a_segment_more(train: Train, server: WandbServer, tmp_path: Path, synced: bool) -> None:
     """The hourly flow adds the artifacts and nothing else, whether or not the run was synced before."""
     folder = train("wandb.mode=offline", "wandb.name=mine", "wandb.tags=[a]")
     if synced:
@@ -281,9 +279,7 @@ def test_what_the_environment_says_of_other_runs_stays_out(
 
 
 @pytest.mark.slow
-def test_a_failed_run_stays_failed_and_one_that_goes_on_tells_itself(
-    train: Train, server: WandbServer
-) -> None:
+def test_a_failed_run_stays_failed_and_one_that_goes_on_tells_itself(train: Train, server: WandbServer) -> None:
     """A run that failed is told of and fails again; an interrupted one is left to its next segment."""
     folder = train("wandb.mode=offline", fails=True)
     home = _bring(folder)

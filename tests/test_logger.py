@@ -143,11 +143,7 @@ def test_secrets_do_not_leave_the_program() -> None:
         logger.log_config({"again": secret, "db_password": "s3cr3t"})
     assert b"s3cr3t" not in next(Path(str(logger.wandb_dir)).glob("*.wandb")).read_bytes()
     found = _summary(logger)["config"]
-    assert found["storage"]["options"] == {
-        "key": "***",
-        "client_secret": "***",
-        "clientKwargs": {"apiKey": "***"},
-    }
+    assert found["storage"]["options"] == {"key": "***", "client_secret": "***", "clientKwargs": {"apiKey": "***"}}
     assert found["url"] == "https://***@host/x?sig=***&part=1"
     assert (found["monkey"], found["max_tokens"]) == (1, 5)
 

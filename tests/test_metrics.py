@@ -65,12 +65,7 @@ def test_a_bad_name_comes_with_a_good_one() -> None:
 
 @pytest.mark.parametrize(
     ("metrics", "row"),
-    [
-        ({}, {}),
-        ({"a": 1}, {"a": 1}),
-        ({"a": {"b": {"c": 1}, "d": 2}}, {"a/b/c": 1, "a/d": 2}),
-        ({"a": {}}, {}),
-    ],
+    [({}, {}), ({"a": 1}, {"a": 1}), ({"a": {"b": {"c": 1}, "d": 2}}, {"a/b/c": 1, "a/d": 2}), ({"a": {}}, {})],
 )
 def test_nested_mappings_are_spelt_by_slashes(metrics: dict, row: dict) -> None:
     """Nesting and slashes are two spellings of one name."""

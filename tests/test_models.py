@@ -86,11 +86,7 @@ def test_the_hash_is_the_same_in_another_process(make: Callable[..., BaseAlgorit
         " for case in sys.argv[2:]}))"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path), *made],
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=120,
+        [sys.executable, "-c", code, str(tmp_path), *made], capture_output=True, text=True, check=True, timeout=120
     )
     assert json.loads(done.stdout) == {c: models.parameters_sha256(m) for c, m in made.items()}
 
@@ -98,9 +94,7 @@ def test_the_hash_is_the_same_in_another_process(make: Callable[..., BaseAlgorit
 @pytest.mark.parametrize("case", CASES)
 def test_a_seed_decides_the_hash(make: Callable[..., BaseAlgorithm], case: str) -> None:
     """The same seed builds the same parameters, another seed others."""
-    one, same, other = (
-        models.parameters_sha256(make(*CASES[case], f"experiment.seed={seed}")) for seed in (1, 1, 2)
-    )
+    one, same, other = (models.parameters_sha256(make(*CASES[case], f"experiment.seed={seed}")) for seed in (1, 1, 2))
     assert one == same
     assert one != other
 
@@ -179,8 +173,7 @@ def test_the_evaluated_model_acts_like_the_trained_one(
     assert models.parameters_sha256(rebuilt) == models.parameters_sha256(trained)
     observation = trained.observation_space.sample()
     assert (
-        trained.predict(observation, deterministic=True)[0]
-        == rebuilt.predict(observation, deterministic=True)[0]
+        trained.predict(observation, deterministic=True)[0] == rebuilt.predict(observation, deterministic=True)[0]
     ).all()
     if hasattr(rebuilt, "replay_buffer"):
         assert rebuilt.replay_buffer.buffer_size == 1
@@ -216,11 +209,7 @@ def test_a_pickle_among_the_tensors_is_refused_and_not_run(
     model = make(*CASES["sac"])
     before = models.parameters_sha256(model)
     marker = tmp_path / "marker"
-    for payload in (
-        _saved({"x": Bomb(marker)}),
-        pickle.dumps(Bomb(marker)),
-        pickle.dumps({"x": Bomb(marker)}),
-    ):
+    for payload in (_saved({"x": Bomb(marker)}), pickle.dumps(Bomb(marker)), pickle.dumps({"x": Bomb(marker)})):
         with pytest.raises(CheckpointDamaged, match=r"cannot be read as tensors"):
             models.load_parameters(model, _with(_zip(model), **{member: payload}))
     assert not marker.exists()
@@ -271,9 +260,7 @@ def test_a_cut_off_zip_is_refused(make: Callable[..., BaseAlgorithm], cut: float
     [None, b"", b"garbage", _saved([1, 2]), _saved({}), _saved(7), _saved({"a": "b"}), _saved({1: 2})],
     ids=["missing", "empty", "garbage", "list", "no names", "number", "text", "numbers"],
 )
-def test_parameters_that_are_none_are_refused(
-    make: Callable[..., BaseAlgorithm], policy: bytes | None
-) -> None:
+def test_parameters_that_are_none_are_refused(make: Callable[..., BaseAlgorithm], policy: bytes | None) -> None:
     """A policy without tensors by the right names is damage in one line."""
     model = make()
     with pytest.raises(CheckpointDamaged) as caught:

@@ -65,9 +65,7 @@ def _assert_same(folder: Path, wanted: dict[str, Any]) -> None:
     if _SAME_BITS:
         assert found == {key: wanted[key] for key in found}
     assert found["global_step"] == wanted["global_step"]
-    assert [row["global_step"] for row in found["progress"]] == [
-        row["global_step"] for row in wanted["progress"]
-    ]
+    assert [row["global_step"] for row in found["progress"]] == [row["global_step"] for row in wanted["progress"]]
     assert [step for step, _ in wandb_rows(folder)] == wanted["wandb_steps"]
 
 
@@ -89,10 +87,7 @@ def test_a_run_goes_on_from_its_store_alone(old: Path) -> None:
     assert found["global_step"] == stored["longer"]["global_step"]
     if _SAME_BITS:
         assert found["parameters_sha256"] == stored["longer"]["parameters_sha256"]
-    names = [
-        c.name
-        for c in checkpoints.list_checkpoints(checkpoints.remote_store(str(old / "store"), {}, "stored"))
-    ]
+    names = [c.name for c in checkpoints.list_checkpoints(checkpoints.remote_store(str(old / "store"), {}, "stored"))]
     assert stored["best"] in names, "the best one is kept"
 
 
@@ -116,10 +111,7 @@ def test_a_finished_run_is_recognised(call: Call, old: Path, run_id: str) -> Non
     code, out, err = call("train", "--json", *words)
     assert code == 0, err
     answer = json.loads(out)
-    assert (answer["status"], answer["parameters_sha256"]) == (
-        "finished",
-        _EXPECTED[run_id]["parameters_sha256"],
-    )
+    assert (answer["status"], answer["parameters_sha256"]) == ("finished", _EXPECTED[run_id]["parameters_sha256"])
     assert answer["scores"]["episodes"] == len(_EXPECTED[run_id]["scores"])
     assert record_of(folder) == before
     assert "CartPole-v1" in write_report(folder).read_text()
@@ -159,9 +151,7 @@ def test_pruning_spares_what_is_not_delivered(call: Call) -> None:
     assert gone == {"synced"}
 
 
-@pytest.mark.skipif(
-    not _SAME_BITS, reason="bits are compared on the versions and the processor of the fixtures"
-)
+@pytest.mark.skipif(not _SAME_BITS, reason="bits are compared on the versions and the processor of the fixtures")
 @pytest.mark.usefixtures("old")
 def test_the_bits_of_cartpole_ppo_stay() -> None:
     """A short run of the quickstart's experiment has the parameters that version 0.1 gave it."""

@@ -151,9 +151,7 @@ def _break(trouble: str, proxy: TcpProxy, server: WandbServer) -> str:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("outage", ["down", "hang"])
-def test_a_server_that_goes_away_blocks_nothing(
-    outage: str, here: TcpProxy, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_server_that_goes_away_blocks_nothing(outage: str, here: TcpProxy, caplog: pytest.LogCaptureFixture) -> None:
     """Rows, pictures and checkpoints are taken at once, finish() is bounded, all is on disk."""
     others = set(children(os.getpid()))  # servers of other tests
     logger = _logger("away", finish_timeout=2)
@@ -243,9 +241,7 @@ def test_what_the_server_has_is_asked_for(here: TcpProxy) -> None:
 
 
 @pytest.mark.slow
-def test_a_killed_online_run_goes_on_with_every_row_once(
-    nursery: Nursery, tmp_path: Path, server: WandbServer
-) -> None:
+def test_a_killed_online_run_goes_on_with_every_row_once(nursery: Nursery, tmp_path: Path, server: WandbServer) -> None:
     """Rows that a killed segment had on disk only are sent by the next one; those that arrived are not."""
     run_dir = tmp_path / "killed"
     segment = nursery.start(_words(tmp_path, "killed"))

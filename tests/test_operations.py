@@ -164,9 +164,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder.mkdir()
     (folder / "flows").symlink_to(_ROOT / "flows")
     raw = yaml.safe_load((_ROOT / "deployment.yaml").read_text())
-    raw["deployments"] = [
-        entry for entry in raw["deployments"] if entry["name"] in ("nightly", "every-5-minutes")
-    ]
+    raw["deployments"] = [entry for entry in raw["deployments"] if entry["name"] in ("nightly", "every-5-minutes")]
     for entry in raw["deployments"]:
         for schedule in entry["schedules"]:
             schedule["active"] = entry["name"] == "nightly"
@@ -313,9 +311,7 @@ def test_training_outlives_the_server(up: LocalServer, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_down_lets_flow_runs_commit(
-    up: LocalServer, project: Path, env: dict[str, str], tmp_path: Path
-) -> None:
+def test_down_lets_flow_runs_commit(up: LocalServer, project: Path, env: dict[str, str], tmp_path: Path) -> None:
     """The watchdog leaves alone who lives; `down` stops it at a checkpoint; the next `up` takes it up."""
     total = "experiment.total_timesteps=400000"
     flow_run_id = start("train/nightly", _words(tmp_path / "runs", total, "wandb=disabled"))

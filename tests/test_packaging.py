@@ -182,9 +182,7 @@ def test_the_wheel_works_in_an_empty_folder(installed: Path, tmp_path: Path) -> 
 def test_importing_costs_nothing(statement: str) -> None:
     """No heavy library comes along until it is needed."""
     code = f"import sys; {statement}; print('\\n'.join(sys.modules))"
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment()
-    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment())
     assert not _HEAVY & set(done.stdout.split())
 
 
@@ -192,9 +190,7 @@ def test_importing_costs_nothing(statement: str) -> None:
 def test_composing_needs_no_prefect_and_no_wandb() -> None:
     """A configuration is checked without the orchestrator and without W&B."""
     code = "import sys, rl_research; rl_research.load_config(); print('\\n'.join(sys.modules))"
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment()
-    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment())
     assert not {"prefect", "wandb"} & set(done.stdout.split())
     assert load_config().algorithm.name == "ppo"
 
@@ -231,9 +227,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ],
     ids=lambda words: words[0] if isinstance(words, tuple) else "",
 )
-def test_a_verb_imports_what_it_needs(
-    words: tuple[str, ...], without: set[str], trained: Path, tmp_path: Path
-) -> None:
+def test_a_verb_imports_what_it_needs(words: tuple[str, ...], without: set[str], trained: Path, tmp_path: Path) -> None:
     """Looking at runs needs no torch, scoring no W&B, and neither a server in the process."""
     places = {"RUN": str(trained), "RUNS": str(trained.parent)}
     given = [places.get(word, word) for word in words]

@@ -329,9 +329,7 @@ def test_a_machine_that_cannot_reach_prefect_keeps_its_run(
     with get_client(sync_client=True) as client:
         flow_id = client.create_flow_from_name("train")
         made = client.create_deployment(flow_id=flow_id, name="elsewhere", tags=["rl_research"])
-        run = client.create_flow_run_from_deployment(
-            made, parameters={"overrides": words}, tags=["rl_research"]
-        )
+        run = client.create_flow_run_from_deployment(made, parameters={"overrides": words}, tags=["rl_research"])
         client.set_flow_run_state(run.id, Running(), force=True)
     store = tmp_path / "store" / "mine" / "checkpoints"
     command = [sys.executable, "-c", _ELSEWHERE, str(store)]

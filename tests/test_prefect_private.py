@@ -90,17 +90,14 @@ def test_events_are_tried_three_times(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(log.filters) == 1
 
 
-def test_one_lost_event_is_reported(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_one_lost_event_is_reported(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     """Of the events that a service of Prefect's could not send one is a line in the log."""
     from prefect._internal.concurrency import services
     from prefect.events import Event, Resource
 
     source = inspect.getsource(services)
     assert "failed to process item %r" in source, (
-        "Prefect logs an event that it could not send in another way: adapt `_OneLostEvent`, or each fills "
-        "the screen."
+        "Prefect logs an event that it could not send in another way: adapt `_OneLostEvent`, or each fills the screen."
     )
     assert services.logger.name == "prefect._internal.concurrency"
     monkeypatch.setattr(services.logger, "filters", [prefect_private._OneLostEvent()])

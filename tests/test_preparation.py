@@ -80,7 +80,5 @@ def test_storage_that_cannot_be_written_is_found_before_training(tmp_path: Path)
 def test_whether_a_run_is_finished_is_known_without_torch() -> None:
     """What a study, the watchdog and a repeated command ask first imports no library of training."""
     code = "import sys; from rl_research.training import finished_result, trained_steps; print(*sys.modules)"
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment()
-    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment())
     assert not {"torch", "stable_baselines3", "wandb", "prefect"} & set(done.stdout.split())

@@ -209,9 +209,7 @@ def test_segments_that_an_upload_under_way_counts_on_are_spared(tmp_path: Path) 
     assert f"replay/{segment}" in _files(store)
 
 
-def test_a_checkpoint_completed_meanwhile_is_not_touched(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_checkpoint_completed_meanwhile_is_not_touched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What looked like an orphan and has got its manifest before its turn stays, segments included."""
     made = _commit(tmp_path / "run", 10, rows=10)
     store = remote_store(str(tmp_path / "store"), {}, "run")
@@ -284,9 +282,7 @@ def test_where_no_times_are_told_nothing_goes_and_that_is_said(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("kind", ["s3", "gcs", "sftp", "az"])
-def test_real_servers_are_swept(
-    request: pytest.FixtureRequest, kind: str, tmp_path: Path, call: Call
-) -> None:
+def test_real_servers_are_swept(request: pytest.FixtureRequest, kind: str, tmp_path: Path, call: Call) -> None:
     """On S3, GCS and SFTP two runs share a bucket: the litter of one goes, all else stays."""
     server: Server = request.getfixturevalue(kind)
     server.bucket("swept")
@@ -463,9 +459,7 @@ def test_killed_before_any_file_operation_every_checkpoint_is_whole(tmp_path: Pa
 # ---------------------------------------------------------------- the budget
 
 
-def _finished(
-    folder: Path, finished_at: str, *, url: str | None = None, weight: int = 1000, **record: Any
-) -> Path:
+def _finished(folder: Path, finished_at: str, *, url: str | None = None, weight: int = 1000, **record: Any) -> Path:
     """A finished run with a checkpoint (in its storage, too, if *url* is given), a film, a page."""
     made = _commit(folder, weight)
     facts = {"status": "finished", "finished_at": finished_at, "global_step": 96, **record}
@@ -662,8 +656,7 @@ def test_nothing_to_prune_is_fine(tmp_path: Path, call: Call) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "size"),
-    [("50GB", 50 * 10**9), ("1.5 GiB", 3 << 29), ("812", 812), ("1_000 kb", 10**6), ("0", 0)],
+    ("text", "size"), [("50GB", 50 * 10**9), ("1.5 GiB", 3 << 29), ("812", 812), ("1_000 kb", 10**6), ("0", 0)]
 )
 def test_sizes_are_read_as_they_are_written(text: str, size: int) -> None:
     """Decimal and binary units, with or without a space."""

@@ -80,9 +80,7 @@ def test_a_reference_means_one_checkpoint(runs: Path, reference: str, run: str, 
     assert (found.manifest.run_id, found.global_step) == (run, step)
 
 
-def test_where_one_stands_comes_before_the_run_trained_last(
-    runs: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_where_one_stands_comes_before_the_run_trained_last(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In a run's folder, ``best`` is that run's."""
     monkeypatch.chdir(runs / "older")
     assert checkpoints.find("best").global_step == 20
@@ -150,9 +148,7 @@ def test_without_scores_nothing_is_the_best(tmp_path: Path) -> None:
         checkpoints.find(f"{run}@best")
 
 
-def test_without_any_run_alone_standing_choices_are_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_any_run_alone_standing_choices_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """``best`` where there is no run says so."""
     monkeypatch.chdir(tmp_path)
     with pytest.raises(CheckpointMissing, match=r"^best: no checkpoint there"):
@@ -216,9 +212,7 @@ def test_a_resumed_run_says_what_it_passes_over(tmp_path: Path, caplog: pytest.L
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a finished SAC run below a difficult name, and its copy in a store beside it."""
     base = tmp_path_factory.mktemp("my rüns")
-    words = tiny(
-        base, "sac", "wandb=disabled", "algorithm=sac", "env=pendulum", f"storage.url='{base}/störe'"
-    )
+    words = tiny(base, "sac", "wandb=disabled", "algorithm=sac", "env=pendulum", f"storage.url='{base}/störe'")
     with open_run(compose_experiment(words)) as run:
         checkpoint = stages.train_run(run)
         stages.score_checkpoint(run, checkpoint)
@@ -303,9 +297,7 @@ def test_a_checkpoint_is_got_whole(trained: Path, tmp_path: Path, call: Call) ->
     assert call("verify", str(target))[0] == 0
 
 
-def test_without_a_target_a_checkpoint_goes_to_its_run_s_folder(
-    trained: Path, tmp_path: Path, call: Call
-) -> None:
+def test_without_a_target_a_checkpoint_goes_to_its_run_s_folder(trained: Path, tmp_path: Path, call: Call) -> None:
     """The default target is where ``train`` and ``evaluate`` look for that run."""
     store = f"storage.url='{trained.parent}/störe'"
     code, out, _ = call("checkpoints", "get", "sac@best", store, "--runs-dir", str(tmp_path), "--json")
@@ -382,9 +374,7 @@ def test_where_options_stand_does_not_matter(call: Call) -> None:
 
 
 @pytest.mark.parametrize("kind", ["s3", "gcs", "sftp"])
-def test_references_work_on_real_servers(
-    request: pytest.FixtureRequest, kind: str, tmp_path: Path, call: Call
-) -> None:
+def test_references_work_on_real_servers(request: pytest.FixtureRequest, kind: str, tmp_path: Path, call: Call) -> None:
     """On S3, GCS and SFTP a run is listed, its best is found, got whole, and a wrong step is told."""
     server: Server = request.getfixturevalue(kind)
     server.bucket("refs")

@@ -184,9 +184,7 @@ def test_without_a_record_there_is_no_report(tmp_path, content):
     assert not list(tmp_path.glob(".report*"))
 
 
-@pytest.mark.parametrize(
-    "name", ["config.yaml", "overrides.txt", "progress.csv", "evaluations.npz", "scores.json"]
-)
+@pytest.mark.parametrize("name", ["config.yaml", "overrides.txt", "progress.csv", "evaluations.npz", "scores.json"])
 @pytest.mark.parametrize("content", [None, b"", b"\x00\xff{]:", b"global_step,rollout/ep_rew_mean\n5"])
 def test_a_missing_or_damaged_file_costs_only_its_part(tmp_path, name, content):
     """Whatever one file has become, the rest of the page is written."""
@@ -417,8 +415,7 @@ def test_colours_have_contrast_in_light_and_dark(tmp_path):
     """Text has a contrast of 4.5 to 1 and lines of 3 to 1, on paper and panel, light and dark."""
     html = write_report(run_folder(tmp_path)).read_text()
     light, dark = (
-        dict(re.findall(r"--([\w-]+): (#\w{6})", block))
-        for block in re.findall(r":root \{(.*?)\}", html, re.DOTALL)
+        dict(re.findall(r"--([\w-]+): (#\w{6})", block)) for block in re.findall(r":root \{(.*?)\}", html, re.DOTALL)
     )
     light |= {f"fig-{role}": colour for role, colour in figures.COLOURS.items()}
     assert light.keys() == dark.keys()
@@ -482,8 +479,7 @@ def test_importing_the_report_is_cheap():
 
 
 @pytest.mark.parametrize(
-    ("seconds", "text"),
-    [(4, "4 s"), (112.4, "1 min 52 s"), (3599.9, "1 h 00 min"), (7500, "2 h 05 min"), (None, "–")],
+    ("seconds", "text"), [(4, "4 s"), (112.4, "1 min 52 s"), (3599.9, "1 h 00 min"), (7500, "2 h 05 min"), (None, "–")]
 )
 def test_durations_read_like_durations(seconds, text):
     """Seconds become what one would say."""
@@ -492,13 +488,7 @@ def test_durations_read_like_durations(seconds, text):
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [
-        (500.0, "500.0"),
-        (-147.73, "\N{MINUS SIGN}147.7"),
-        (0.9146, "0.915"),
-        (-0.0001, "0.000"),
-        (4e9, "4e+09"),
-    ],
+    [(500.0, "500.0"), (-147.73, "\N{MINUS SIGN}147.7"), (0.9146, "0.915"), (-0.0001, "0.000"), (4e9, "4e+09")],
 )
 def test_scores_have_decimals_that_fit(value, text):
     """Large scores have one decimal, small ones three, and there is no minus zero."""

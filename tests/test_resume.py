@@ -219,9 +219,7 @@ def test_what_a_killed_write_left_is_swept(tmp_path: Path, place: str) -> None:
         ("algorithm=a2c", ("algorithm.name", "ppo", "a2c")),
     ],
 )
-def test_another_experiment_is_refused_with_the_difference(
-    tmp_path: Path, change: str, shown: tuple[str, ...]
-) -> None:
+def test_another_experiment_is_refused_with_the_difference(tmp_path: Path, change: str, shown: tuple[str, ...]) -> None:
     """A run goes on only as what it began; the message names what differs, and nothing is touched."""
     overrides = tiny(tmp_path, "mine")
     stopped = _stopped(overrides, 33)
@@ -517,9 +515,7 @@ def test_a_run_killed_before_its_first_checkpoint_begins_again(
 
 
 @pytest.mark.slow
-def test_a_run_finishes_on_another_machine(
-    nursery: Nursery, undisturbed: Undisturbed, tmp_path: Path
-) -> None:
+def test_a_run_finishes_on_another_machine(nursery: Nursery, undisturbed: Undisturbed, tmp_path: Path) -> None:
     """With only the storage left and no run folder, the run goes on from there, to the same parameters."""
     whole = undisturbed("sac")
     here = tiny(tmp_path / "here", "sac", *KILLED["sac"])

@@ -117,10 +117,7 @@ def test_records_are_whole(run_dir: Path) -> None:
     from wandb.proto import wandb_internal_pb2
 
     (path,) = run_dir.glob("wandb/offline-run-*/run-whole.wandb")
-    kinds = {
-        wandb_internal_pb2.Record.FromString(payload).WhichOneof("record_type")
-        for payload in read_records(path)
-    }
+    kinds = {wandb_internal_pb2.Record.FromString(payload).WhichOneof("record_type") for payload in read_records(path)}
     assert {"run", "history", "exit"} <= kinds
 
 

@@ -7,13 +7,7 @@ import warnings
 import numpy as np
 import pytest
 
-from rl_research.statistics.intervals import (
-    MIN_VALUES,
-    Interval,
-    bootstrap_interval,
-    iqm,
-    probability_of_improvement,
-)
+from rl_research.statistics.intervals import MIN_VALUES, Interval, bootstrap_interval, iqm, probability_of_improvement
 
 # Seeds × tasks; the expected values were computed with rliable 1.2.0 at 50,000 resamples.
 X = [[0.91, 0.40, 0.77], [0.95, 0.55, 0.70], [0.20, 0.61, 0.81], [0.99, 0.47, 0.66], [0.93, 0.52, 0.90]]
@@ -26,9 +20,7 @@ def test_iqm_is_that_of_rliable(scores, expected):
     assert iqm(scores) == pytest.approx(expected, abs=1e-6)
 
 
-@pytest.mark.parametrize(
-    ("values", "expected"), [([7.0], 7.0), ([1, 3], 2.0), ([0, 1, 2, 100], 1.5), ([5] * 9, 5.0)]
-)
+@pytest.mark.parametrize(("values", "expected"), [([7.0], 7.0), ([1, 3], 2.0), ([0, 1, 2, 100], 1.5), ([5] * 9, 5.0)])
 def test_iqm_of_few_values(values, expected):
     """With fewer than four values nothing is cut; from four on the outer quarters go."""
     assert iqm(values) == expected

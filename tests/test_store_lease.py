@@ -163,9 +163,7 @@ def test_a_lease_is_renewed_while_the_run_is_open(tmp_path: Path, lease: Leases)
 
 
 @pytest.mark.parametrize("released", [False, True])
-def test_who_lost_the_run_is_told_and_publishes_nothing(
-    tmp_path: Path, lease: Leases, released: bool
-) -> None:
+def test_who_lost_the_run_is_told_and_publishes_nothing(tmp_path: Path, lease: Leases, released: bool) -> None:
     """A machine that was away while another took the run over finds out before it writes again."""
     mine = lease(seconds=600.0)
     mine.acquire()
@@ -179,9 +177,7 @@ def test_who_lost_the_run_is_told_and_publishes_nothing(
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '"text"', "{}"])
-def test_a_lease_that_cannot_be_read_stops_nobody_for_ever(
-    tmp_path: Path, lease: Leases, content: str
-) -> None:
+def test_a_lease_that_cannot_be_read_stops_nobody_for_ever(tmp_path: Path, lease: Leases, content: str) -> None:
     """Garbage in the lease's place is replaced."""
     (tmp_path / "store").mkdir()
     (tmp_path / "store" / FILE).write_text(content)
@@ -215,9 +211,7 @@ def test_a_store_that_cannot_be_reached_delays_nobody(tmp_path: Path, lease: Lea
     assert _lease_of(tmp_path)["process"] == mine._me["process"]
 
 
-def test_once_reachable_a_silent_holder_is_watched_and_a_living_one_kept(
-    tmp_path: Path, lease: Leases
-) -> None:
+def test_once_reachable_a_silent_holder_is_watched_and_a_living_one_kept(tmp_path: Path, lease: Leases) -> None:
     """Who could not ask at the start waits like everybody else before publishing."""
     _Flaky.down = True
     mine = lease(seconds=0.4, opener=lambda: _Flaky(tmp_path / "store"))

@@ -502,10 +502,7 @@ def test_azure_serves_a_whole_run_and_keeps_its_secret(az: Server, tmp_path: Pat
     string: str = az.options["connection_string"]
     key = string.partition("AccountKey=")[2].partition(";")[0]
     url, home = az.url("runs/läufe mit leerzeichen"), {"PREFECT_HOME": str(tmp_path / "prefect")}
-    given, kept = (
-        [f"storage.options.connection_string='{string}'"],
-        {"AZURE_STORAGE_CONNECTION_STRING": string},
-    )
+    given, kept = ([f"storage.options.connection_string='{string}'"], {"AZURE_STORAGE_CONNECTION_STRING": string})
     longer = "experiment.total_timesteps=128"
     commands: list[tuple[list[str], dict[str, str]]] = [
         (["train", "storage=azure", *tiny(tmp_path / "a", "mine", f"storage.url='{url}'", *given)], {}),

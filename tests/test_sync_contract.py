@@ -97,9 +97,7 @@ def test_a_server_that_has_less_than_it_acknowledged_is_not_believed(
 
 
 @pytest.mark.slow
-def test_ledgers_that_cannot_be_read_are_written_anew(
-    library: Path, tmp_path: Path, server: WandbServer
-) -> None:
+def test_ledgers_that_cannot_be_read_are_written_anew(library: Path, tmp_path: Path, server: WandbServer) -> None:
     """A torn or foreign ledger costs a question, no row and no error."""
     folder = offline_runs.copy(library / "bare", tmp_path / "bare")
     sync(folder)

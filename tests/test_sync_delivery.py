@@ -283,9 +283,7 @@ def _rows(server: WandbServer, run_id: str) -> list[dict[str, object]]:
     return server.run(run_id).rows if run_id in server.run_ids else []
 
 
-def test_a_later_segment_leaves_the_summary_of_earlier_ones(
-    library: Path, tmp_path: Path, server: WandbServer
-) -> None:
+def test_a_later_segment_leaves_the_summary_of_earlier_ones(library: Path, tmp_path: Path, server: WandbServer) -> None:
     """What only an earlier segment has logged stays in the run's summary when a later one is synced."""
     folder = offline_runs.copy(library, tmp_path / "runs")
     logs = sorted(folder.rglob("run-twice.wandb"), key=lambda log: log.stat().st_size)

@@ -201,9 +201,7 @@ def test_a_delivered_run_that_is_forced_while_nobody_answers_is_no_worse(
 
 
 @pytest.mark.slow  # waits for a killed sync's child
-def test_sync_killed_and_two_at_once_repeat_nothing(
-    library: Path, tmp_path: Path, server: WandbServer
-) -> None:
+def test_sync_killed_and_two_at_once_repeat_nothing(library: Path, tmp_path: Path, server: WandbServer) -> None:
     """A sync that dies by SIGKILL, and a second beside the first, neither lose nor repeat a row."""
     folder = offline_runs.copy(library / "long", tmp_path / "long")
     words = (folder, "--json", "--tries", 1)
@@ -258,9 +256,7 @@ def test_on_a_disk_without_locks_a_lease_keeps_two_apart(
         if first.poll() is not None:  # its lease was too slow for it to be sure of it: again
             first = subprocess.Popen([*program, folder], env=environment(), stdout=subprocess.PIPE)
         time.sleep(0.05)
-    beside = subprocess.run(
-        [*program, tmp_path], env=environment(), capture_output=True, timeout=100, check=False
-    )
+    beside = subprocess.run([*program, tmp_path], env=environment(), capture_output=True, timeout=100, check=False)
     told = {run["run_id"]: run for run in json.loads(beside.stdout)["runs"]}
     assert told["r00"]["state"] == "synced", beside.stderr
     assert told["long"]["state"] == "busy"

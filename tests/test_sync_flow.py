@@ -60,9 +60,7 @@ def test_prefect_tries_again_what_may_mend(library: Path, tmp_path: Path, server
     state = sync([str(folder)], return_state=True)
     assert (state.name, state.message) == ("Completed", "3 synced")
     assert server.run("two").steps == list(range(6))
-    assert {row["run_id"]: row["state"] for row in _table()} == dict.fromkeys(
-        ("one", "two", "three"), "synced"
-    )
+    assert {row["run_id"]: row["state"] for row in _table()} == dict.fromkeys(("one", "two", "three"), "synced")
     counts = {run.name: run.run_count for run in _task_runs(state)}
     assert counts == {"send together": 1, "sync one": 1, "sync two": 2, "sync three": 1}
     asked = server.requests.total()
@@ -95,9 +93,7 @@ def test_the_next_flow_picks_up_what_is_due(library: Path, tmp_path: Path, serve
     assert server.run("two").steps == list(range(6))
 
 
-def test_the_link_of_the_training_flow_becomes_true(
-    library: Path, tmp_path: Path, server: WandbServer
-) -> None:
+def test_the_link_of_the_training_flow_becomes_true(library: Path, tmp_path: Path, server: WandbServer) -> None:
     """The flow run that trained shows the page instead of the folder."""
 
     @flow

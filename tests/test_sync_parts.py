@@ -161,9 +161,7 @@ def test_a_ledger_survives_what_disks_do(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("finished", "found"), [(True, []), (False, ["on"]), (None, ["on"])])
-def test_an_online_run_that_owes_rows_is_found(
-    tmp_path: Path, finished: bool | None, found: list[str]
-) -> None:
+def test_an_online_run_that_owes_rows_is_found(tmp_path: Path, finished: bool | None, found: list[str]) -> None:
     """An online run is looked at unasked only if it says, or could not say, that not all has arrived."""
     segment = tmp_path / "runs" / "on" / "wandb" / "run-20260101_000000-on"
     segment.mkdir(parents=True)

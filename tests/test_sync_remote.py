@@ -340,9 +340,7 @@ def test_what_is_begun_stands_at_the_url_before_a_row_is_sent(
 
 
 @pytest.mark.slow
-def test_a_gateway_that_has_lost_a_run_sends_nothing_of_it(
-    library: Path, tmp_path: Path, server: WandbServer
-) -> None:
+def test_a_gateway_that_has_lost_a_run_sends_nothing_of_it(library: Path, tmp_path: Path, server: WandbServer) -> None:
     """Whoever took it over while this one slept has it; the store is asked again before each try."""
     url = f"memory://lost-{tmp_path.name}"
     store = copied(library, url)
@@ -408,9 +406,7 @@ def test_who_may_not_remove_gives_a_run_up_by_a_word(
 
 
 @pytest.mark.slow
-def test_a_store_that_refuses_is_said_in_a_line(
-    library: Path, s3: Server, bucket: str, server: WandbServer
-) -> None:
+def test_a_store_that_refuses_is_said_in_a_line(library: Path, s3: Server, bucket: str, server: WandbServer) -> None:
     """No such bucket, no right to read or to write: exit code 2, the reason, and nothing is sent."""
     missing = call(*words(s3, "no-such-bucket/runs"))
     assert missing.returncode == 2
@@ -439,9 +435,7 @@ def stores(tmp_path: Path) -> Callable[[], ThreadedStore]:
 
 
 def _of_another_machine(tmp_path: Path, token: str) -> None:
-    (tmp_path / FILE).write_text(
-        json.dumps({"host": "elsewhere", "machine": "another", "process": 7, "token": token})
-    )
+    (tmp_path / FILE).write_text(json.dumps({"host": "elsewhere", "machine": "another", "process": 7, "token": token}))
 
 
 def test_a_silent_gateway_is_outwaited_and_a_living_one_is_not(
@@ -541,9 +535,7 @@ def test_of_two_that_took_a_run_in_the_same_moment_one_gives_it_up(
     assert not (tmp_path / FILE).exists()
 
 
-def test_a_gateway_that_was_away_too_long_notices(
-    tmp_path: Path, stores: Callable[[], ThreadedStore]
-) -> None:
+def test_a_gateway_that_was_away_too_long_notices(tmp_path: Path, stores: Callable[[], ThreadedStore]) -> None:
     """Its lease is renewed while it works; once another has it, it is not written over."""
     with stores() as mine, leased_runs(mine, [FILE], 0.6, 0.3) as hold:
         first = (tmp_path / FILE).stat().st_mtime_ns

@@ -85,9 +85,7 @@ def _killed_within_an_upload(tmp_path: Path, faults: Faults) -> None:
 
 
 @pytest.mark.slow
-def test_what_a_killed_process_left_is_swept_with_its_orphans(
-    tmp_path: Path, faults: Faults, s3: Server
-) -> None:
+def test_what_a_killed_process_left_is_swept_with_its_orphans(tmp_path: Path, faults: Faults, s3: Server) -> None:
     """A real SIGKILL: young it stays, a dry run says what would go, then upload and orphans are gone."""
     _killed_within_an_upload(tmp_path, faults)
     (left,) = _left(s3)

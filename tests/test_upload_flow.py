@@ -379,9 +379,7 @@ def test_what_is_no_run_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFix
 # ---------------------------------------------------------------- signals
 
 
-def test_sigterm_during_a_hanging_upload_obeys_the_deadline(
-    tmp_path: Path, faults: Faults, s3: Server
-) -> None:
+def test_sigterm_during_a_hanging_upload_obeys_the_deadline(tmp_path: Path, faults: Faults, s3: Server) -> None:
     """A process whose store hangs ends with 75 within its deadline, committed, and names what is left."""
     faults.fail("hang", methods=PUT, path="step-")
     more = ["experiment.total_timesteps=400000", "checkpoint.every=512", "evaluation.enabled=false"]

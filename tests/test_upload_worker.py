@@ -128,9 +128,7 @@ def test_what_crosses_no_network_needs_no_process(tmp_path: Path, url: str) -> N
 # ---------------------------------------------------------------- failures
 
 
-@pytest.mark.parametrize(
-    ("status", "code"), [(403, "AccessDenied"), (404, "NoSuchBucket"), (507, "XMinioStorageFull")]
-)
+@pytest.mark.parametrize(("status", "code"), [(403, "AccessDenied"), (404, "NoSuchBucket"), (507, "XMinioStorageFull")])
 def test_refusals_say_the_same_line(
     home: RunStorage, worker: UploadWorker, faults: Faults, status: int, code: str
 ) -> None:
@@ -205,9 +203,7 @@ def test_errors_travel_with_their_meaning(error: Exception, kind: type[Exception
     assert isinstance(found, OSError) or place in str(found.__cause__)
 
 
-def test_what_it_logs_is_logged_here(
-    home: RunStorage, worker: UploadWorker, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_what_it_logs_is_logged_here(home: RunStorage, worker: UploadWorker, caplog: pytest.LogCaptureFixture) -> None:
     """A warning of the process stands in the log of the run, under its own name."""
     worker.upload(_made(home, 1))
     folder = f"{PREFIX}/{home.folder.parent.parent.name}/mine/checkpoints/step-000000002"
@@ -245,17 +241,13 @@ def test_who_has_lost_the_run_is_told_at_once(home: RunStorage) -> None:
 
 
 @pytest.mark.slow
-def test_one_that_dies_in_the_middle_is_replaced(
-    home: RunStorage, worker: UploadWorker, faults: Faults
-) -> None:
+def test_one_that_dies_in_the_middle_is_replaced(home: RunStorage, worker: UploadWorker, faults: Faults) -> None:
     """Killed while it sends, it costs a connection failure; the next try gets everything there."""
     worker.start()
     before = set(_children())
     made = _made(home, 1, BIG)
     faults.fail("slow", rate=1e6, methods=["PUT"], path="a.bin")
-    killer = threading.Thread(
-        target=lambda: (_until(lambda: faults.sent > BIG / 3), _kill(before)), daemon=True
-    )
+    killer = threading.Thread(target=lambda: (_until(lambda: faults.sent > BIG / 3), _kill(before)), daemon=True)
     killer.start()
     with pytest.raises(ConnectionResetError, match="SIGKILL") as died:
         worker.upload(made)
@@ -316,9 +308,7 @@ def test_it_does_not_outlive_the_run(tmp_path: Path, faults: Faults, manner: str
     through = faults.server.at(faults.port)
     words += through.overrides(f"{PREFIX}/{tmp_path.name}")
     faults.fail("slow", rate=1e6, methods=["PUT"], path="a.bin")
-    trainer = subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(_TRAINER), manner, *words], env=environment()
-    )
+    trainer = subprocess.Popen([sys.executable, "-c", textwrap.dedent(_TRAINER), manner, *words], env=environment())
     _until(lambda: faults.sent > BIG / 3, 60)
     below = children(trainer.pid)
     workers = [p for p in below if b"worker.serve" in Path(f"/proc/{p}/cmdline").read_bytes()]

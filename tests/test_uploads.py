@@ -158,10 +158,7 @@ def test_where_too_many_wait_the_oldest_but_the_best_is_skipped(
 ) -> None:
     """The queue is bounded; what is skipped is said, and delivered when the run ends."""
     config = load_config(
-        [
-            *tiny(tmp_path, "mine", "wandb=disabled", "video.enabled=false"),
-            f"storage.url={GatedFileSystem.url}",
-        ]
+        [*tiny(tmp_path, "mine", "wandb=disabled", "video.enabled=false"), f"storage.url={GatedFileSystem.url}"]
     )
     brought: list[int] = []
     gate, busy = threading.Event(), threading.Event()
@@ -203,9 +200,7 @@ def test_retention_leaves_alone_what_is_on_its_way(go: Go, gated: type[GatedFile
 # ---------------------------------------------------------------- failures are no failure of the run
 
 
-def test_a_refusal_is_a_warning(
-    go: Go, gated: type[GatedFileSystem], caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_refusal_is_a_warning(go: Go, gated: type[GatedFileSystem], caplog: pytest.LogCaptureFixture) -> None:
     """What the store refuses for good is said, with where the checkpoint is; the run ends well."""
     gated.refusals["step-000000064"] = PermissionError(13, "AccessDenied")
     folder = go()
@@ -290,9 +285,7 @@ def test_a_stop_leaves_uploads_the_rest_of_the_deadline(go: Go, gated: type[Gate
     assert time.monotonic() - began < 4.5
 
 
-def test_a_stop_while_the_end_waits_for_the_store(
-    go: Go, gated: type[GatedFileSystem], tmp_path: Path
-) -> None:
+def test_a_stop_while_the_end_waits_for_the_store(go: Go, gated: type[GatedFileSystem], tmp_path: Path) -> None:
     """A signal while only uploads are left interrupts the run, so that it is started again."""
     gated.gate.clear()
 
@@ -421,9 +414,7 @@ def test_without_storage_the_last_checkpoint_is_told(go: Go) -> None:
 # ---------------------------------------------------------------- another machine
 
 
-def test_another_machine_goes_on_from_what_has_arrived(
-    go: Go, gated: type[GatedFileSystem], tmp_path: Path
-) -> None:
+def test_another_machine_goes_on_from_what_has_arrived(go: Go, gated: type[GatedFileSystem], tmp_path: Path) -> None:
     """Cut off in the middle of an upload, the store alone leads to the same bits."""
     whole = go("storage.url=null", runs="whole")
     gated.refusals["step-000000064/model.zip"] = ConnectionResetError(104, "reset by peer")

@@ -82,10 +82,7 @@ def test_records_have_the_fields_that_are_read() -> None:
 def test_artifacts_are_taken_as_they_are_handed_on() -> None:
     """The run's interface and a manifest's entry have the parameters that are given to them."""
     given = {"run", "artifact", "aliases", "tags", *wandb_private._HOW}
-    for method, more in (
-        (InterfaceBase.publish_artifact, set()),
-        (InterfaceBase.deliver_artifact, {"history_step"}),
-    ):
+    for method, more in ((InterfaceBase.publish_artifact, set()), (InterfaceBase.deliver_artifact, {"history_step"})):
         missing = (given | more) - set(inspect.signature(method).parameters)
         assert not missing, f"{method.__name__} does not take {sorted(missing)} any more: {_AGAIN}"
     artifact = wandb.Artifact("some", type="model")
@@ -101,9 +98,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[wandb.Run]:
     monkeypatch.setenv("WANDB_DATA_DIR", str(tmp_path / "data"))
     wandb_private.leave_inherited_service()
     settings = wandb.Settings(**wandb_private.quiet_settings(2))
-    opened = wandb.init(
-        mode="offline", id="private", dir=str(tmp_path), reinit="create_new", settings=settings
-    )
+    opened = wandb.init(mode="offline", id="private", dir=str(tmp_path), reinit="create_new", settings=settings)
     yield opened
     with suppress(OSError, SystemExit):
         opened.finish()
@@ -170,9 +165,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-def test_the_log_of_this_wandb_says_what_is_read_from_it(
-    library: Path, tmp_path: Path, server: WandbServer
-) -> None:
+def test_the_log_of_this_wandb_says_what_is_read_from_it(library: Path, tmp_path: Path, server: WandbServer) -> None:
     """Requests and acknowledgements with rows, offset, files and end; errors with their status."""
     facts = scan(log_of(library, "rich"), library / "rich")
     good = write_copy(facts, tmp_path / "offline-run-1", Skipped(rows=2))

@@ -130,10 +130,7 @@ def test_what_is_lost_is_sent_again(server: WandbServer, tmp_path: Path) -> None
     refused = server.fail("file_stream", status=500, n=1)
     cut = server.fail("file_stream", close=True, n=1)
     unheard = server.fail("file_stream", lose_answer=True, n=1)
-    quick = {
-        "WANDB_X_FILE_STREAM_RETRY_WAIT_MIN_SECONDS": "0.1",
-        "WANDB_X_FILE_STREAM_RETRY_WAIT_MAX_SECONDS": "0.2",
-    }
+    quick = {"WANDB_X_FILE_STREAM_RETRY_WAIT_MIN_SECONDS": "0.1", "WANDB_X_FILE_STREAM_RETRY_WAIT_MAX_SECONDS": "0.2"}
     assert _run(server, tmp_path, "online", "again", 0, 5, **quick).returncode == 0
     assert [failure.hits for failure in (refused, cut, unheard)] == [1, 1, 1]
     assert server.run("again").steps == [0, 1, 2, 3, 4, 5]
@@ -192,11 +189,7 @@ def test_a_connection_that_is_cut_loses_nothing_for_good(server: WandbServer, tm
     impatient = {
         f"WANDB_X_{part}_{name}": value
         for part in ("GRAPHQL", "FILE_STREAM", "FILE_TRANSFER")
-        for name, value in (
-            ("RETRY_MAX", "1"),
-            ("RETRY_WAIT_MIN_SECONDS", "0.1"),
-            ("RETRY_WAIT_MAX_SECONDS", "0.2"),
-        )
+        for name, value in (("RETRY_MAX", "1"), ("RETRY_WAIT_MIN_SECONDS", "0.1"), ("RETRY_WAIT_MAX_SECONDS", "0.2"))
     }
     with TcpProxy(server.port) as proxy:
         proxy.cut_after(16_000)

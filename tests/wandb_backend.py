@@ -15,12 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import quote
 
-HISTORY, EVENTS, SUMMARY, OUTPUT = (
-    "wandb-history.jsonl",
-    "wandb-events.jsonl",
-    "wandb-summary.json",
-    "output.log",
-)
+HISTORY, EVENTS, SUMMARY, OUTPUT = ("wandb-history.jsonl", "wandb-events.jsonl", "wandb-summary.json", "output.log")
 PENDING, COMMITTED, DELETED = "PENDING", "COMMITTED", "DELETED"
 
 
@@ -371,8 +366,7 @@ class Backend:
         return [
             a
             for a in self.artifacts.values()
-            if (a.run.entity, a.run.project, a.collection) == (entity, project, collection)
-            and a.state == COMMITTED
+            if (a.run.entity, a.run.project, a.collection) == (entity, project, collection) and a.state == COMMITTED
         ]
 
     def _move_aliases(self, to: ServedArtifact, aliases: list[str]) -> None:

@@ -100,9 +100,7 @@ class WandbServer:
         self._http.daemon_threads = True
         self.port: int = self._http.server_address[1]
         self.public_url = f"http://127.0.0.1:{self.port}"  # what upload URLs begin with
-        self._thread = threading.Thread(
-            target=self._http.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True
-        )
+        self._thread = threading.Thread(target=self._http.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
 
     def __enter__(self) -> WandbServer:
         self._thread.start()
@@ -116,11 +114,7 @@ class WandbServer:
 
     def environment(self, url: str | None = None) -> dict[str, str]:
         """What a client needs in its environment; *url* where it goes through a proxy."""
-        return {
-            "WANDB_BASE_URL": url or self.public_url,
-            "WANDB_API_KEY": self.key,
-            "WANDB_ERROR_REPORTING": "false",
-        }
+        return {"WANDB_BASE_URL": url or self.public_url, "WANDB_API_KEY": self.key, "WANDB_ERROR_REPORTING": "false"}
 
     def adopt(self, monkeypatch: Any, url: str | None = None) -> None:
         """Point W&B in this very process here, until *monkeypatch* is undone.
@@ -184,9 +178,7 @@ class WandbServer:
         of silence first. With *lose_answer* the request is carried out before its connection is closed.
         With *rows* only requests that bring rows fail.
         """
-        failure = Failure(
-            match, status, close or lose_answer, hang, run, n, after, carried_out=lose_answer, rows=rows
-        )
+        failure = Failure(match, status, close or lose_answer, hang, run, n, after, carried_out=lose_answer, rows=rows)
         self._failures.append(failure)
         return failure
 
@@ -385,8 +377,7 @@ def _facts(run: ServedRun) -> dict[str, Any]:
         "exit_code": run.exit_code,
         "files": {name: len(data) for name, data in run.files.items()},
         "artifacts": [
-            {"name": a.collection, "state": a.state, "aliases": a.aliases, "entries": a.entries}
-            for a in run.artifacts
+            {"name": a.collection, "state": a.state, "aliases": a.aliases, "entries": a.entries} for a in run.artifacts
         ],
     }
 

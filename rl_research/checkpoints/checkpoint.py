@@ -1,7 +1,5 @@
 """A checkpoint in a store, and every one that a store has."""
 
-from __future__ import annotations
-
 import hashlib
 import logging
 import math
@@ -219,9 +217,7 @@ def describe(error: CheckpointError) -> str:
     return str(error)
 
 
-def warn_of_passed_over(
-    store: Store, newest: Checkpoint | None, others: Mapping[str, CheckpointError]
-) -> None:
+def warn_of_passed_over(store: Store, newest: Checkpoint | None, others: Mapping[str, CheckpointError]) -> None:
     """Warn of each folder newer than the *newest* checkpoint that is none itself."""
     instead = "there is none before it" if newest is None else f"step {newest.global_step} is used"
     for name, error in others.items():

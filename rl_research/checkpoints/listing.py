@@ -1,7 +1,5 @@
 """A run's checkpoints in a table: the score of each, and whether it is whole."""
 
-from __future__ import annotations
-
 import datetime
 from typing import Any
 

@@ -1,7 +1,5 @@
 """A checkpoint's manifest and a run's scores, as they are stored."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math
@@ -48,9 +46,7 @@ class Scores(_Record):
 
     format: int = FORMAT
     mean: float | int = Field(description="mean return over the episodes")
-    std: float | int = Field(
-        math.nan, description="standard deviation of the return, as SB3 reports it (ddof 0)"
-    )
+    std: float | int = Field(math.nan, description="standard deviation of the return, as SB3 reports it (ddof 0)")
     episodes: int = 0
     first_seed: int | None = Field(None, description="episode k was reset with first_seed + k")
     deterministic: bool | None = None
@@ -59,9 +55,7 @@ class Scores(_Record):
     checkpoint: str | None = Field(None, description="address of the checkpoint that was scored")
 
     @classmethod
-    def of(
-        cls, returns: Sequence[float], lengths: Sequence[int], first_seed: int, deterministic: bool
-    ) -> Scores:
+    def of(cls, returns: Sequence[float], lengths: Sequence[int], first_seed: int, deterministic: bool) -> "Scores":
         """Make the scores of episodes with these *returns* and *lengths*."""
         import numpy as np
 
@@ -79,7 +73,7 @@ class Scores(_Record):
         """Return ``{mean, std, episodes}``."""
         return {"mean": self.mean, "std": self.std, "episodes": self.episodes}
 
-    def without_episodes(self) -> Scores:
+    def without_episodes(self) -> "Scores":
         """Return the summary, and what it takes to play the same episodes again."""
         whole = self.model_dump(exclude_unset=True, exclude={"format", "returns", "lengths", "checkpoint"})
         return Scores.model_validate(whole)

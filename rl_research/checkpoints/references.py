@@ -6,8 +6,6 @@ the run that was trained last in the folder of runs is meant. A run folder that 
 leads to the ``storage.url`` in its own ``config.yaml``.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 import re
@@ -199,8 +197,7 @@ def _chosen(stores: Sequence[Store], choice: str) -> Checkpoint | None:
         return _newest_whole(found)
     if not (best := by_score(found)):
         raise CheckpointMissing(
-            f"{stores[0].path('')}: no checkpoint there has a score, so none is the best. "
-            "Ask for 'latest' or 'step-N'."
+            f"{stores[0].path('')}: no checkpoint there has a score, so none is the best. Ask for 'latest' or 'step-N'."
         )
     return best[-1]
 

@@ -1,7 +1,5 @@
 """Which checkpoints are kept, and what a killed process left behind."""
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -33,13 +31,13 @@ class Retention:
     keep_every: int = 0
 
     @classmethod
-    def of(cls, config: Config) -> Retention:
+    def of(cls, config: Config) -> "Retention":
         """Return the retention that *config* asks for."""
         section = config.checkpoint
         return cls(section.keep_last, section.keep_best, section.keep_every)
 
     @classmethod
-    def recorded_in(cls, checkpoint: Checkpoint) -> Retention | None:
+    def recorded_in(cls, checkpoint: Checkpoint) -> "Retention | None":
         """Return the retention that the manifest of *checkpoint* records, None if it records none."""
         try:
             section = checkpoint.manifest.config["checkpoint"]

@@ -1,20 +1,10 @@
 """Checkpoints to and from another store."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from rl_research.checkpoints.checkpoint import (
-    FOLDER,
-    INTENT,
-    MANIFEST,
-    REPLAY,
-    Checkpoint,
-    read_manifest,
-    sizes_in,
-)
+from rl_research.checkpoints.checkpoint import FOLDER, INTENT, MANIFEST, REPLAY, Checkpoint, read_manifest, sizes_in
 from rl_research.config import Config
 from rl_research.errors import CheckpointDamaged
 from rl_research.storage import TIMEOUT, Store, below
@@ -56,9 +46,7 @@ def is_in(checkpoint: Checkpoint, store: Store) -> bool:
     return _content(store, f"{checkpoint.name}/{MANIFEST}") == checkpoint.manifest.to_json()
 
 
-def download(
-    checkpoint: Checkpoint, run_dir: Path, on_bytes: Callable[[int], None] = lambda count: None
-) -> Checkpoint:
+def download(checkpoint: Checkpoint, run_dir: Path, on_bytes: Callable[[int], None] = lambda count: None) -> Checkpoint:
     """Copy *checkpoint* into the run folder *run_dir*, verified; the manifest last.
 
     What is there already is not fetched again, and a file that was cut off goes on where it stopped.

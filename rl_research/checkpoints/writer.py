@@ -1,7 +1,5 @@
 """Write a checkpoint: whole, or not at all."""
 
-from __future__ import annotations
-
 import hashlib
 import secrets
 import shutil

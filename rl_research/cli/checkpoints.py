@@ -10,16 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from rl_research.cli.common import (
-    REFERENCE,
-    Answer,
-    as_json,
-    in_runs_dir,
-    lookup,
-    own_stdout,
-    split_storage,
-    words_of,
-)
+from rl_research.cli.common import REFERENCE, Answer, as_json, in_runs_dir, lookup, own_stdout, split_storage, words_of
 
 if TYPE_CHECKING:
     from rl_research.checkpoints import Checkpoint, Listed, Scores
@@ -62,8 +53,7 @@ def _list(run: str, look: dict[str, Any], answer: Answer, *, verify: bool) -> No
     if answer.as_json:
         answer.json(
             places=[
-                {"place": place, "checkpoints": [row.model_dump() for row in rows]}
-                for place, rows in found.items()
+                {"place": place, "checkpoints": [row.model_dump() for row in rows]} for place, rows in found.items()
             ]
         )
     else:

@@ -3,8 +3,6 @@
 A verb imports what it needs when it runs, so that ``--help`` answers at once.
 """
 
-from __future__ import annotations
-
 import logging
 import sys
 from collections.abc import Sequence

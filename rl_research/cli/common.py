@@ -95,8 +95,7 @@ def _check_prefect() -> None:
             Path(home).expanduser().mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ConfigError(
-                f"PREFECT_HOME={home}: not a folder that can be written ({error.strerror}). "
-                "Set it to one, or unset it."
+                f"PREFECT_HOME={home}: not a folder that can be written ({error.strerror}). Set it to one, or unset it."
             ) from None
     if url := os.environ.get("PREFECT_API_URL"):
         try:

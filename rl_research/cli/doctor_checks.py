@@ -1,7 +1,5 @@
 """Checks of this machine's surroundings, each bounded in time, with a remedy for what does not work."""
 
-from __future__ import annotations
-
 import importlib.util
 import json
 import os

@@ -1,7 +1,5 @@
 """``rl-research evaluate``: score a checkpoint on held-out seeds."""
 
-from __future__ import annotations
-
 import click
 
 from rl_research.cli.common import (
@@ -26,12 +24,7 @@ from rl_research.cli.results import score
 @trust_env
 @click.option("--episodes", type=POSITIVE, help="How many; as configured if it is not given.")
 def evaluate(
-    checkpoint: str,
-    overrides: tuple[str, ...],
-    runs_dir: str,
-    as_json: bool,
-    trust_env: bool,
-    episodes: int | None,
+    checkpoint: str, overrides: tuple[str, ...], runs_dir: str, as_json: bool, trust_env: bool, episodes: int | None
 ) -> None:
     """Score a checkpoint on held-out seeds."""
     with own_stdout(as_json) as answer:
@@ -53,7 +46,5 @@ def evaluate(
             found = flows.find_checkpoint.fn(reference, words, runs_dir)
             return flows.described(found, flows.score_checkpoint.fn(found, episodes, trust_env))
 
-        result = call_flow(
-            flows.evaluate, (reference, episodes, words, trust_env, runs_dir), api, without_prefect
-        )
+        result = call_flow(flows.evaluate, (reference, episodes, words, trust_env, runs_dir), api, without_prefect)
         answer.result(result, lambda found: score(found) + "\n")

@@ -24,9 +24,7 @@ _log = logging.getLogger(__name__)
 @click.option("--grace", default="24h", show_default=True, help="Age of an orphan that goes.")
 @click.option("--budget", help="What the run folders of a place may take, such as 50GB.")
 @click.option("--older-than", default="7d", show_default=True, help="Age of a finished run it may touch.")
-@click.option(
-    "--local-checkpoints", is_flag=True, help="Let the budget remove checkpoints that lie nowhere else."
-)
+@click.option("--local-checkpoints", is_flag=True, help="Let the budget remove checkpoints that lie nowhere else.")
 def prune(
     overrides: tuple[str, ...],
     runs_dir: str,

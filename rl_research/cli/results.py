@@ -1,7 +1,5 @@
 """A result in a few lines for people."""
 
-from __future__ import annotations
-
 import os
 import shlex
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """``rl-research study``: an experiment under several settings and seeds, compared over the seeds."""
 
-from __future__ import annotations
-
 import shlex
 
 import click
@@ -27,12 +25,7 @@ def _seeds(_context: click.Context, _option: click.Parameter, text: str) -> list
 @click.option("--at-a-time", type=POSITIVE, default=1, show_default=True, help="Processes side by side.")
 @as_json
 def study(
-    name: str,
-    overrides: tuple[str, ...],
-    seeds: list[int],
-    settings: tuple[str, ...],
-    at_a_time: int,
-    as_json: bool,
+    name: str, overrides: tuple[str, ...], seeds: list[int], settings: tuple[str, ...], at_a_time: int, as_json: bool
 ) -> None:
     """Train several seeds and settings, and compare them.
 

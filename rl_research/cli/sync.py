@@ -48,9 +48,7 @@ class _Wanted:
 @click.option("--dry-run", is_flag=True, help="Say what would be sent, ask nobody.")
 @click.option("--force", is_flag=True, help="Send blocked and delivered runs, too.")
 @click.option("--include-online", is_flag=True, help="Send what online runs could not send, too.")
-@click.option(
-    "--push", metavar="URL", help="Bring the runs to URL instead, from where another machine syncs."
-)
+@click.option("--push", metavar="URL", help="Bring the runs to URL instead, from where another machine syncs.")
 @click.option("--tries", type=POSITIVE, default=3, show_default=True, help="Times a run is tried.")
 @click.option("--watch", is_flag=True, help="Go on until stopped.")
 @click.option("--every", type=POSITIVE, default=60, show_default=True, help="Seconds between two looks.")
@@ -117,9 +115,7 @@ def _would_send(runs: Sequence[LocalRun], say: Callable[[str], None], policy: Po
 
 
 @contextmanager
-def _progress(
-    number: int, wanted: _Wanted, say: Callable[[str], None]
-) -> Iterator[Callable[[Outcome], None]]:
+def _progress(number: int, wanted: _Wanted, say: Callable[[str], None]) -> Iterator[Callable[[Outcome], None]]:
     """Say each outcome in a line, above a bar in a terminal; unchanged runs come last, many as a count."""
     from tqdm import tqdm
 

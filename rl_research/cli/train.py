@@ -70,9 +70,7 @@ def _announced(config: Config) -> str:
     return f"{what}, seed {experiment.seed}, {experiment.total_timesteps:,} steps"
 
 
-def _trained_without_prefect(
-    experiment: Experiment, prepared: Prepared | None, flow_run_id: str
-) -> dict[str, Any]:
+def _trained_without_prefect(experiment: Experiment, prepared: Prepared | None, flow_run_id: str) -> dict[str, Any]:
     """Return what the flow returns; *flow_run_id* is the flow run that began, or a new id."""
     from rl_research.orchestration import with_identity
     from rl_research.training import finished_result, run_all_stages

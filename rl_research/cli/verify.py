@@ -1,7 +1,5 @@
 """``rl-research verify``: check a checkpoint's every byte, and its scores."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 import click

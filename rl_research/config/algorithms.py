@@ -237,9 +237,7 @@ def _check_net_arch(where: str, value: Any, heads: tuple[str, str]) -> None:
 # ---------------------------------------------------------------- what the constructor gets
 
 
-def constructor_arguments(
-    params: Mapping[str, Any], action_space: spaces.Space[Any], n_envs: int
-) -> dict[str, Any]:
+def constructor_arguments(params: Mapping[str, Any], action_space: spaces.Space[Any], n_envs: int) -> dict[str, Any]:
     """Return *params* as the constructor takes them: schedules, noises, classes and tuples made."""
     made = {key: _made(value) for key, value in params.items()}
     if noise := params.get("action_noise"):
@@ -267,9 +265,7 @@ def _noise(value: Mapping[str, Any], action_space: spaces.Space[Any], n_envs: in
     from stable_baselines3.common import noise
 
     shape = action_space.shape or (1,)
-    made = getattr(noise, _NOISES[value["type"]])(
-        mean=np.zeros(shape), sigma=value.get("std", 0.1) * np.ones(shape)
-    )
+    made = getattr(noise, _NOISES[value["type"]])(mean=np.zeros(shape), sigma=value.get("std", 0.1) * np.ones(shape))
     return noise.VectorizedActionNoise(made, n_envs) if n_envs > 1 else made
 
 

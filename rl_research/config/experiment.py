@@ -6,8 +6,6 @@ deployment, in one member of a study. `compose_experiment` is the door from that
 that the rest of the code hands on, and `load_config` to its frozen `Config` alone.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -45,7 +43,7 @@ class Experiment:
         """Folder of the run, ``{runs_dir}/{run_id}``; `ValueError` without a ``run_id``."""
         return self.config.run_dir
 
-    def with_run_id(self, run_id: str) -> Experiment:
+    def with_run_id(self, run_id: str) -> "Experiment":
         """Return the same experiment as the run *run_id*."""
         return replace(self, config=self.config.with_run_id(run_id))
 

@@ -1,7 +1,5 @@
 """Dicts and lists that stay what they were: what was checked cannot be changed afterwards."""
 
-from __future__ import annotations
-
 from typing import Any, NoReturn
 
 

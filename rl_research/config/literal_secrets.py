@@ -4,8 +4,6 @@ An experiment's overrides are parameters of its flow run, which Prefect stores a
 therefore travels as ``${oc.env:NAME}``.
 """
 
-from __future__ import annotations
-
 import os
 import re
 from collections.abc import Callable, Iterable

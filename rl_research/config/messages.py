@@ -1,7 +1,5 @@
 """A mistake in a configuration in a line: the setting, its value, the reason, the remedy."""
 
-from __future__ import annotations
-
 import difflib
 import re
 import types

@@ -28,8 +28,7 @@ def as_lines(overrides: Iterable[str]) -> tuple[str, ...]:
         raise ConfigError(f"overrides must be a list of strings, such as [{overrides!r}]")
     if isinstance(overrides, bytes | Mapping) or not isinstance(overrides, Iterable):
         raise ConfigError(
-            f"overrides must be a list of strings such as ['env=pendulum'], "
-            f"not of type {type(overrides).__name__}"
+            f"overrides must be a list of strings such as ['env=pendulum'], not of type {type(overrides).__name__}"
         )
     return tuple(overrides)
 

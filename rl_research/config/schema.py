@@ -1,7 +1,5 @@
 """A `Config` and its sections: every setting with its type, bounds and meaning."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -67,9 +65,7 @@ class ExperimentSettings(Section):
 
     name: str | None = Field(None, description="name of the experiment", examples=["my_first"])
     seed: Seed = Field(0, description="seed of everything random in training")
-    total_timesteps: Count = Field(
-        100_000, description="environment steps to train, rounded up to whole rollouts"
-    )
+    total_timesteps: Count = Field(100_000, description="environment steps to train, rounded up to whole rollouts")
     log_every: Count = Field(1_000, description="environment steps between metric rows")
     torch_threads: Count = Field(1, description="threads of torch; part of what a seed means")
     published: Published | None = Field(
@@ -92,9 +88,7 @@ class EnvSettings(Section):
 
     id: str = Field(min_length=1, description="gymnasium id", examples=["CartPole-v1"])
     n_envs: Count = Field(1, le=10_000, description="copies of the environment that step together")
-    normalize: bool | Arguments = Field(
-        False, description="VecNormalize: true, or its arguments", examples=["true"]
-    )
+    normalize: bool | Arguments = Field(False, description="VecNormalize: true, or its arguments", examples=["true"])
     max_episode_steps: Count | None = Field(None, description="truncate episodes after", examples=[500])
     vec_env: Literal["dummy", "subproc"] = Field("dummy", description="one process or many")
     kwargs: Arguments = Field(default_factory=FrozenDict, description="arguments of gymnasium.make")
@@ -168,9 +162,7 @@ class StorageSettings(Section):
         examples=["s3://BUCKET/PREFIX"],
     )
     options: Arguments = Field(default_factory=FrozenDict, description="options of the fsspec class")
-    lease: Seconds = Field(
-        60.0, description="seconds of silence after which another machine takes a run over"
-    )
+    lease: Seconds = Field(60.0, description="seconds of silence after which another machine takes a run over")
     timeout: Seconds = Field(60.0, description="seconds a transfer may stand still")
     retry_for: Annotated[Number, Field(ge=0)] = Field(
         900.0, description="seconds over which connection failures are tried again"
@@ -206,7 +198,7 @@ class Config(Section):
         return value
 
     @model_validator(mode="after")
-    def _seeds_are_apart(self) -> Config:
+    def _seeds_are_apart(self) -> "Config":
         first, seed = self.evaluation.seed, self.experiment.seed
         n = self.evaluation.final_episodes + self.evaluation.episodes
         if self.evaluation.enabled and first < seed + self.env.n_envs and seed < first + n:
@@ -228,7 +220,7 @@ class Config(Section):
             raise ValueError("this Config describes no run yet; use `with_run_id`")
         return Path(self.runs_dir).expanduser() / self.run_id
 
-    def with_run_id(self, run_id: str) -> Config:
+    def with_run_id(self, run_id: str) -> "Config":
         """Return the same experiment as the run *run_id*."""
         return validated(Config, {**self.model_dump(), "run_id": run_id})
 

@@ -4,8 +4,6 @@ The signature is the specification: what it does not accept is refused here, bef
 what it accepts need not be listed again. Only the ranges are ours, for no annotation has them.
 """
 
-from __future__ import annotations
-
 import inspect
 import json
 import types

@@ -28,11 +28,7 @@ from .flow_runs import (
 )
 from .local_server import LocalServer as LocalServer, answers as answers, running_url as running_url
 from .recovery import reschedule_if_preempted as reschedule_if_preempted, stopped_state as stopped_state
-from .retry_policies import (
-    NO_RETRIES as NO_RETRIES,
-    RETRY_TRANSIENT as RETRY_TRANSIENT,
-    retry_for as retry_for,
-)
+from .retry_policies import NO_RETRIES as NO_RETRIES, RETRY_TRANSIENT as RETRY_TRANSIENT, retry_for as retry_for
 from .upload_tasks import (
     DELIVERED as DELIVERED,
     Delivery as Delivery,

@@ -1,7 +1,5 @@
 """Prefect's API for what must neither wait for it nor fail because of it."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -16,9 +14,7 @@ _TIMEOUT = 5.0  # seconds for one answer of an API that may be away
 
 
 @contextmanager
-def best_effort(
-    failure: str, log: logging.Logger | LoggingAdapter = _log, retries: int = 1
-) -> Iterator[None]:
+def best_effort(failure: str, log: logging.Logger | LoggingAdapter = _log, retries: int = 1) -> Iterator[None]:
     """Let Prefect's client try what the block asks *retries* times again, and never fail because of it.
 
     An error in the block is a warning in *log*: ``Prefect FAILURE: REASON``.

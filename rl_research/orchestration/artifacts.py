@@ -3,8 +3,6 @@
 Nothing here can fail or delay a run: an API that does not answer costs a line in the log.
 """
 
-from __future__ import annotations
-
 import contextvars
 import json
 import re
@@ -75,10 +73,7 @@ def label_flow_run(run: Run) -> None:
         "checkpoints": _checkpoints_of(run),
         "wandb": str(wandb.url or wandb.dir or wandb.mode),
     }
-    with (
-        best_effort("did not take tags and labels", retries=_RETRIES),
-        get_client(sync_client=True) as client,
-    ):
+    with best_effort("did not take tags and labels", retries=_RETRIES), get_client(sync_client=True) as client:
         before = client.read_flow_run(flow_run_id).tags
         facts = [fact.replace(" ", "-") for fact in experiment_facts(config)]
         client.update_flow_run(flow_run_id, tags=sorted({*before, *facts}))
@@ -122,9 +117,7 @@ def publish_synced_link(outcome: Outcome) -> None:
         for artifact in known:
             client.update_artifact(artifact.id, ArtifactUpdate(data=link))
         if not known:
-            client.create_artifact(
-                ArtifactCreate(key=key, type="markdown", data=link, flow_run_id=flow_run_id)
-            )
+            client.create_artifact(ArtifactCreate(key=key, type="markdown", data=link, flow_run_id=flow_run_id))
 
 
 def publish_checkpoint(checkpoint: Checkpoint) -> None:
@@ -198,7 +191,7 @@ class Progress:
         """Note how far training is; costs nothing."""
         self._percent = min(100.0, 100.0 * step / total)
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> "Progress":
         self._thread = _start_thread(self._report)
         return self
 

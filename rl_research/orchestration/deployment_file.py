@@ -4,8 +4,6 @@
 use, parameters that a flow does not take, overrides that do not describe an experiment.
 """
 
-from __future__ import annotations
-
 import inspect
 import os
 import re
@@ -82,7 +80,7 @@ class _Schedule(_Part):
     parameters: dict[str, Any] = {}
 
     @model_validator(mode="after")
-    def _can_be_meant(self) -> _Schedule:
+    def _can_be_meant(self) -> "_Schedule":
         given = self.model_dump(mode="json", exclude_unset=True)
         if len({"cron", "interval", "rrule"} & given.keys()) != 1:
             raise ValueError(f"{given}: give exactly one of cron, interval and rrule.")
@@ -155,9 +153,7 @@ def parsed(path: Path) -> dict[str, Any]:
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ConfigError(
-            f"{path}: {error.strerror}. Start the command where deployment.yaml lies."
-        ) from None
+        raise ConfigError(f"{path}: {error.strerror}. Start the command where deployment.yaml lies.") from None
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: no YAML: {' '.join(str(error).split())}") from None
     if not isinstance(raw, dict) or not isinstance(raw.get("deployments"), list):

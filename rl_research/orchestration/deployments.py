@@ -1,7 +1,5 @@
 """Deploy or serve what deployment.yaml declares: at a server with workers, or in this very process."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys
@@ -65,9 +63,7 @@ def serve(path: Path = FILE, limit: int = 2) -> None:
     """
     deployments = read(path).deployments
     for entry in deployments:  # as a worker would for each flow run
-        os.environ.update(
-            {n: str(value) for n, value in entry.work_pool.job_variables.get("env", {}).items()}
-        )
+        os.environ.update({n: str(value) for n, value in entry.work_pool.job_variables.get("env", {}).items()})
     runner = prefect_private.committing_runner(limit)
     with get_client(sync_client=True) as client:
         for entry in deployments:

@@ -7,8 +7,6 @@ its server inherits the socket, so nobody else can have the port, and who comes 
 the server starts, and while it is started again. Everything else is imported meanwhile.
 """
 
-from __future__ import annotations
-
 import atexit
 import os
 import re

@@ -1,7 +1,5 @@
 """A flow run of this package: the experiment that it runs, the name it shows, the state it ends in."""
 
-from __future__ import annotations
-
 import logging
 import re
 from collections.abc import Sequence

@@ -5,8 +5,6 @@ a pid file that a power cut has left behind, or whose number the system has give
 never taken for a process that runs, and nothing else is ever signalled.
 """
 
-from __future__ import annotations
-
 import logging
 import math
 import os

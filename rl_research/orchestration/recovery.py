@@ -4,8 +4,6 @@ A flow run that is asked to stop ends as `Preempted`. One that is killed cannot 
 state, `Killed`. Both messages begin with the step, which shows whether the run makes progress.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Sequence
 from datetime import datetime, timedelta, timezone

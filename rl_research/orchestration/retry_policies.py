@@ -4,8 +4,6 @@ No task here has tags: before each task with a tag Prefect asks the API for a sl
 fails the task at once where the API is away.
 """
 
-from __future__ import annotations
-
 from datetime import datetime, timedelta, timezone
 from typing import Any
 

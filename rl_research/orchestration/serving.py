@@ -4,8 +4,6 @@ Prefect's own runner, told to stop, leaves its event loop at once, and with it g
 loop has started.
 """
 
-from __future__ import annotations
-
 import asyncio
 import logging
 import os

@@ -154,9 +154,7 @@ def _deliver(storage: RunStorage, confirm: Callable[[], None]) -> tuple[list[Del
     found: list[Delivery] = []
     answers = True
     for checkpoint in reversed(pending_checkpoints(storage)):
-        state: State[Any] = task(
-            lambda c: storage.upload(c, confirm).checkpoint, checkpoint, return_state=True
-        )
+        state: State[Any] = task(lambda c: storage.upload(c, confirm).checkpoint, checkpoint, return_state=True)
         outcome = DELIVERED if state.is_completed() else in_a_line(state.data)
         found.append(_delivery(storage, checkpoint, outcome))
         answers = not (isinstance(state.data, BaseException) and is_transient(state.data))
@@ -168,9 +166,7 @@ def _deliver(storage: RunStorage, confirm: Callable[[], None]) -> tuple[list[Del
             announce_late(storage, arrived)
         except Exception as error:  # noqa: BLE001  # a line in the table, as above
             reason = f"W&B is not told: {in_a_line(error)}"
-            _log.warning(
-                "%s: %s", storage.folder, reason, exc_info=not isinstance(error, OSError | RLResearchError)
-            )
+            _log.warning("%s: %s", storage.folder, reason, exc_info=not isinstance(error, OSError | RLResearchError))
             found += [_delivery(storage, checkpoint, reason) for checkpoint in arrived]
     return found, answers
 

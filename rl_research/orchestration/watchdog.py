@@ -6,8 +6,6 @@ run open on this machine. For any other machine the lease in ``storage.url`` sho
 between the two looks, it belongs to a machine that lives and cannot reach Prefect.
 """
 
-from __future__ import annotations
-
 import logging
 import time
 from collections.abc import Iterator, Sequence

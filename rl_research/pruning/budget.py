@@ -5,8 +5,6 @@ stays: the page, the scores, the rows, the configuration, ``run.json``; started 
 recognised as finished. Nothing goes that W&B or ``storage.url`` has not got.
 """
 
-from __future__ import annotations
-
 import datetime
 import shutil
 from collections.abc import Sequence

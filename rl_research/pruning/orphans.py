@@ -5,8 +5,6 @@ period by the store's own clock goes, whole folders by their youngest file; segm
 upload counts on stay; and everything is looked at again just before it is removed.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -52,9 +50,7 @@ def find_orphans(store: Store, before: float, gone: Collection[str] = ()) -> Orp
     return Orphans({name: e for group in old for name, e in group.items()}, timeless)
 
 
-def _spare_segments(
-    store: Store, entries: Mapping[str, Entry], but: Collection[str]
-) -> dict[str, dict[str, Entry]]:
+def _spare_segments(store: Store, entries: Mapping[str, Entry], but: Collection[str]) -> dict[str, dict[str, Entry]]:
     """Return the replay segments that only the checkpoints and announcements *but* need, if any may go."""
     needed = needed_segments(store, but)
     if needed is None or _waiting_replacements(entries):

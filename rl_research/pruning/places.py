@@ -1,7 +1,5 @@
 """A place is a folder of runs, one run, or the URL of either; each run in it is pruned alone."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -134,9 +132,7 @@ def _not_kept(store: Store, entries: Mapping[str, Entry], rules: Rules) -> Itera
 
 def _of_checkpoint(checkpoint: Checkpoint, entries: Mapping[str, Entry]) -> Removal:
     own = [entry.size for name, entry in entries.items() if name.startswith(f"{checkpoint.name}/")]
-    return Removal(
-        checkpoint.address, sum(own), "the run's retention does not keep it", lambda: remove(checkpoint)
-    )
+    return Removal(checkpoint.address, sum(own), "the run's retention does not keep it", lambda: remove(checkpoint))
 
 
 def _unfinished(folder: Path, rules: Rules) -> Iterator[Removal]:

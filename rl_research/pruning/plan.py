@@ -1,7 +1,5 @@
 """Rules of a pruning, the removals that they lead to, and the result."""
 
-from __future__ import annotations
-
 import logging
 import time
 from collections.abc import Callable, Mapping

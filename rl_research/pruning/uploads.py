@@ -1,7 +1,5 @@
 """Uploads that a killed process has left unfinished in a store: invisible, and paid for."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from functools import partial

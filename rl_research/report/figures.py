@@ -94,9 +94,7 @@ def png(draw: Draw, width: int, height: int) -> bytes:
     return buffer.getvalue()
 
 
-def learning_curve(
-    training: Series | None, evaluations: Sequence[Evaluation], references: Sequence[Reference]
-) -> Draw:
+def learning_curve(training: Series | None, evaluations: Sequence[Evaluation], references: Sequence[Reference]) -> Draw:
     """Return a figure: training as a line, evaluations as points with intervals, references as levels."""
 
     def draw(axes: Axes) -> None:

@@ -5,8 +5,6 @@
 Text and style are in ``page.html``. The page is one file that loads nothing from anywhere.
 """
 
-from __future__ import annotations
-
 import base64
 import re
 import shlex

@@ -3,8 +3,6 @@
 Only ``run.json`` has to exist; whatever else is missing, short or damaged is left out.
 """
 
-from __future__ import annotations
-
 import csv
 import json
 import math

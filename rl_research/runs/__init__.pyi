@@ -18,9 +18,4 @@ from .record import (
     read_record as read_record,
     utc_now as utc_now,
 )
-from .run import (
-    Run as Run,
-    make_folder as make_folder,
-    open_run as open_run,
-    unfinished_files as unfinished_files,
-)
+from .run import Run as Run, make_folder as make_folder, open_run as open_run, unfinished_files as unfinished_files

@@ -1,7 +1,5 @@
 """Identity of an experiment: which settings may differ between two descriptions of it."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -10,9 +8,7 @@ from rl_research.errors import ConfigError
 from rl_research.tracking import public
 
 #: Settings that may change between segments without changing a bit of the result.
-_FREE = frozenset(
-    {"experiment.name", "experiment.total_timesteps", "experiment.published", "experiment.log_every"}
-)
+_FREE = frozenset({"experiment.name", "experiment.total_timesteps", "experiment.published", "experiment.log_every"})
 _COMPARED = ("experiment", "algorithm", "env")
 
 

@@ -1,7 +1,5 @@
 """One process per run: a lock on its folder, and a lease in its store."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path

@@ -1,7 +1,5 @@
 """``run.json``, the record of what a run has come to, and the other files of a run's folder by name."""
 
-from __future__ import annotations
-
 import json
 import logging
 from collections.abc import Mapping

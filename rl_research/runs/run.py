@@ -1,7 +1,5 @@
 """One run: its folder, its lease, its logger, and the record of what it has come to."""
 
-from __future__ import annotations
-
 import logging
 import math
 import os
@@ -20,14 +18,7 @@ from rl_research.runs.identity import check_same_experiment, described
 from rl_research.runs.lease import LEASE, leased_folder, leased_store
 from rl_research.runs.record import DESCRIPTION, RECORD, RunRecord, read_record, utc_now
 from rl_research.storage import StoreLease
-from rl_research.system import (
-    Overdue,
-    StopRequest,
-    listening,
-    raise_if_refused,
-    without_password,
-    write_atomically,
-)
+from rl_research.system import Overdue, StopRequest, listening, raise_if_refused, without_password, write_atomically
 from rl_research.tracking import ExperimentLogger, current_flow_run, git_state, package_versions
 
 _log = logging.getLogger(__name__)

@@ -7,8 +7,6 @@ An interval speaks about what is resampled. Over the seeds of a study it is abou
 seed. Over the episodes of one run it is about meeting that very policy again, and says nothing of seeds.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 

@@ -12,12 +12,6 @@ from .lease import (
     read_lease as read_lease,
     write_lease as write_lease,
 )
-from .store import (
-    TIMEOUT as TIMEOUT,
-    Entry as Entry,
-    Store as Store,
-    around_path as around_path,
-    below as below,
-)
+from .store import TIMEOUT as TIMEOUT, Entry as Entry, Store as Store, around_path as around_path, below as below
 from .transient import is_transient as is_transient
 from .unfinished_uploads import Unfinished as Unfinished

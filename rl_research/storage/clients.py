@@ -5,8 +5,6 @@ ever on a server that has stopped reading. Here they try once; whoever calls the
 again. Options of the user's win over these.
 """
 
-from __future__ import annotations
-
 import asyncio
 import logging
 import re

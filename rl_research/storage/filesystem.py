@@ -4,8 +4,6 @@ What waiting may mend leaves as the client raised it, within `timeout` seconds w
 does not mend leaves as a `StorageError` of one line.
 """
 
-from __future__ import annotations
-
 import errno
 import posixpath
 import secrets
@@ -143,9 +141,7 @@ class FileSystem:
                 raise
             if (reason := refusal(error, self._scheme)) is None:
                 raise
-            raise StorageError(
-                f"storage.url={self.url}: cannot {operation} {name or 'it'}: {reason}"
-            ) from None
+            raise StorageError(f"storage.url={self.url}: cannot {operation} {name or 'it'}: {reason}") from None
 
     def _check_can(self, operation: str, name: str) -> None:
         """Connect, which may tell where the root is, and refuse to change an archive."""
@@ -187,8 +183,7 @@ class FileSystem:
                 "AZURE_STORAGE_CONNECTION_STRING."
             )
         return (
-            "Give a URL such as s3://bucket/runs, gs://bucket/runs, az://container/runs, "
-            "file:///data/runs or a path."
+            "Give a URL such as s3://bucket/runs, gs://bucket/runs, az://container/runs, file:///data/runs or a path."
         )
 
     def _opened(self) -> tuple[Any, str]:

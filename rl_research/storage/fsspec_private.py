@@ -4,8 +4,6 @@ Read in fsspec and s3fs 2026.9.0, gcsfs 2026.10.1 and adlfs 2026.8.0. When a rel
 ``tests/test_fsspec_private.py`` fails.
 """
 
-from __future__ import annotations
-
 from collections.abc import Coroutine
 from types import MethodType
 from typing import Any

@@ -5,8 +5,6 @@ renewed while the run is open, does it for machines that share nothing but ``sto
 compared with another machine's: who meets a lease watches whether it changes.
 """
 
-from __future__ import annotations
-
 import datetime
 import json
 import logging
@@ -70,7 +68,7 @@ class StoreLease:
         return Share(self.run_id, self.seconds, self._me, self._held)
 
     @classmethod
-    def of(cls, share: Share, open_store: Callable[[], Store]) -> StoreLease:
+    def of(cls, share: Share, open_store: Callable[[], Store]) -> "StoreLease":
         """Return the lease that *share* is of: it can be confirmed, not acquired or released."""
         lease = cls(open_store, share.run_id, share.seconds)
         lease._me, lease._held = dict(share.holder), share.held
@@ -229,12 +227,7 @@ def new_holder() -> dict[str, Any]:
 
 
 def _this_process() -> dict[str, Any]:
-    return {
-        "host": platform.node(),
-        "machine": machine_id(),
-        "process": os.getpid(),
-        "since": started_at(os.getpid()),
-    }
+    return {"host": platform.node(), "machine": machine_id(), "process": os.getpid(), "since": started_at(os.getpid())}
 
 
 def is_on_this_machine(holder: Mapping[str, Any]) -> bool:

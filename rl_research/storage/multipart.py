@@ -4,8 +4,6 @@ s3fs alone sends a file in waves, each waiting for its slowest part, and Azure's
 once; here the parts of all files stand in one row, which bounds the memory, too.
 """
 
-from __future__ import annotations
-
 import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Iterable, Iterator

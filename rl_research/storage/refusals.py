@@ -1,7 +1,5 @@
 """Refusals of a store: the reason and the remedy in a line."""
 
-from __future__ import annotations
-
 import errno
 import re
 import ssl
@@ -128,8 +126,7 @@ def _by_kind(error: BaseException) -> tuple[str, str] | None:
 def _remedy(what: str, scheme: str) -> str:
     sources = _SOURCES.get(_SAME.get(scheme, scheme), "the client's own variables or storage.options")
     remedies = {
-        _DENIED: "Give these credentials the right to list, read, write and delete there, or use others: "
-        f"{sources}.",
+        _DENIED: f"Give these credentials the right to list, read, write and delete there, or use others: {sources}.",
         _NOT_KNOWN: f"Give others: {sources}.",
         _NO_CREDENTIALS: f"Give some: {sources}.",
         _EXPIRED: f"Log in again; they come from {sources}.",

@@ -1,7 +1,5 @@
 """Stalls of a transfer: it is given up when no byte moves, however slow it is otherwise."""
 
-from __future__ import annotations
-
 import asyncio
 import io
 import time

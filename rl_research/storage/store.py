@@ -8,8 +8,6 @@ without progress; what it does not mend leaves as a `StorageError` of one line. 
 `FileNotFoundError`.
 """
 
-from __future__ import annotations
-
 import datetime
 import errno
 import hashlib
@@ -59,9 +57,7 @@ class Store:
     that made it. Raises `ConfigError` where the URL or its client is wrong.
     """
 
-    def __init__(
-        self, url: str | os.PathLike[str], options: Mapping[str, Any] | None = None, timeout: float = TIMEOUT
-    ):
+    def __init__(self, url: str | os.PathLike[str], options: Mapping[str, Any] | None = None, timeout: float = TIMEOUT):
         self._files = FileSystem(os.fspath(url), options or {}, timeout)
         self.url = self._files.url
         self.is_local = self._files.is_local

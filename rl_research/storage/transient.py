@@ -1,7 +1,5 @@
 """Connection failures: the errors that waiting may mend."""
 
-from __future__ import annotations
-
 import errno
 import http.client
 import socket

@@ -3,8 +3,6 @@
 GCS and Azure let theirs expire after a week; elsewhere what is cut off is a file, or nothing.
 """
 
-from __future__ import annotations
-
 import datetime
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass

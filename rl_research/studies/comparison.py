@@ -1,7 +1,5 @@
 """Scores of a study's settings over their seeds."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """A study planned: an experiment under several settings and seeds, each member a run of its own."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re
@@ -55,9 +53,7 @@ class Study:
         return sum(member.record.global_step or 0 for member in self.members)
 
 
-def plan_study(
-    name: str, overrides: Sequence[str], seeds: Sequence[int], grid: Sequence[Sequence[str]] = ()
-) -> Study:
+def plan_study(name: str, overrides: Sequence[str], seeds: Sequence[int], grid: Sequence[Sequence[str]] = ()) -> Study:
     """Return the study *name*: each list of overrides in *grid* on top of *overrides*, with each of *seeds*.
 
     Raises `ConfigError` for every mistake for which a member would be refused.

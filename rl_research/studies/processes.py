@@ -3,8 +3,6 @@
 One process per run, because Stable-Baselines3 draws from process-wide random generators.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 import subprocess

@@ -7,12 +7,7 @@ from .local_runs import (
     synced_at as synced_at,
     was_sent as was_sent,
 )
-from .outcome import (
-    EXIT_CODES as EXIT_CODES,
-    Outcome as Outcome,
-    exit_code as exit_code,
-    outcome_of as outcome_of,
-)
+from .outcome import EXIT_CODES as EXIT_CODES, Outcome as Outcome, exit_code as exit_code, outcome_of as outcome_of
 from .pushing import push as push
 from .server import ask_for_run as ask_for_run
 from .tries import open_runs as open_runs, sync_runs as sync_runs

@@ -1,7 +1,5 @@
 """Delivery of several runs in few calls of wandb, from their logs to what the server has acknowledged."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -42,9 +40,7 @@ def deliver_runs(runs: Sequence[LocalRun], policy: Policy) -> list[Outcome]:
     return [outcomes[run_key(run)] for run in runs]
 
 
-def _deliver_batch(
-    runs: Sequence[LocalRun], account: WandbApi, policy: Policy
-) -> Iterator[tuple[LocalRun, Outcome]]:
+def _deliver_batch(runs: Sequence[LocalRun], account: WandbApi, policy: Policy) -> Iterator[tuple[LocalRun, Outcome]]:
     with ExitStack() as stack:
         jobs: list[Job] = []
         locks = lock_runs(runs, stack)
@@ -164,9 +160,7 @@ def _start_recorded(job: Job) -> Outcome | None:
         verdict = Verdict("blocked", f"its ledger cannot be written: {error}")
     if verdict is None:
         return None
-    return outcome_of(
-        job.run.ledger, job.run.place, verdict.state, reason=verdict.reason, remedy=verdict.remedy
-    )
+    return outcome_of(job.run.ledger, job.run.place, verdict.state, reason=verdict.reason, remedy=verdict.remedy)
 
 
 def _send_copies(jobs: Sequence[Job], attempt: Path, account: WandbApi) -> Iterator[tuple[LocalRun, Outcome]]:
@@ -180,9 +174,7 @@ def _send_copies(jobs: Sequence[Job], attempt: Path, account: WandbApi) -> Itera
         found = read_evidence(sent.folder)
         verdicts = [judge(job, found, sent) for job in jobs]
         with ThreadPoolExecutor(_QUESTIONS) as pool:
-            answers = pool.map(
-                lambda pair: _ask_again(pair[0], pair[1], account), zip(jobs, verdicts, strict=True)
-            )
+            answers = pool.map(lambda pair: _ask_again(pair[0], pair[1], account), zip(jobs, verdicts, strict=True))
         for job, verdict, there in zip(jobs, verdicts, answers, strict=True):
             verdict = confirm(job, verdict, there)  # noqa: PLW2901  # the same one, confirmed
             record_delivery(job, verdict, found, sent, there)

@@ -1,7 +1,5 @@
 """Which runs are tried: their ledgers alone tell, so ten thousand synced runs cost next to nothing."""
 
-from __future__ import annotations
-
 import time
 from dataclasses import dataclass
 from importlib import metadata

@@ -5,8 +5,6 @@ error what was lost. Where there is no evidence the verdict is "unverified". Pin
 ``tests/test_wandb_private.py``.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field

@@ -3,8 +3,6 @@
 A machine that does so is a gateway. One at a time has the lease of a W&B folder; see `gateway_lease`.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 import os
@@ -223,9 +221,7 @@ def _fetch(store: Store, name: str, target: Path, leave_out: Container[str] = ()
 
 def _written_files(stage: Path) -> dict[Path, bytes]:
     """Return the files that a sync writes: ledgers, and the records of runs."""
-    return {
-        path: path.read_bytes() for pattern in ("sync-*.json", "run.json") for path in stage.rglob(pattern)
-    }
+    return {path: path.read_bytes() for pattern in ("sync-*.json", "run.json") for path in stage.rglob(pattern)}
 
 
 def _write_back(stage: _Fetched, before: Mapping[Path, bytes]) -> None:

@@ -4,8 +4,6 @@ They are written and read as the lease of a run that trains (`rl_research.storag
 another machine's: whoever meets a lease watches whether it changes.
 """
 
-from __future__ import annotations
-
 import logging
 import threading
 import time

@@ -1,7 +1,5 @@
 """A run on disk prepared for sending, or the reason why nothing of it is sent."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO
@@ -38,9 +36,7 @@ class Job:
         """Rows of the run that the server had before."""
         chosen = {facts.log for facts in self.logs}
         known = self.run.ledger.segments
-        others = sum(
-            known[name]["rows"] for name, log in self.run.logs.items() if log not in chosen and name in known
-        )
+        others = sum(known[name]["rows"] for name, log in self.run.logs.items() if log not in chosen and name in known)
         return others + sum(part.rows for part in self.left_out)
 
     @property
@@ -73,17 +69,13 @@ def prepare_job(run: LocalRun, lock: IO[str] | None, policy: Policy) -> Job | Ve
     if not all(facts.exited for facts in logs):  # its writer may have had a last word meanwhile
         run = reread(run)
         logs = [scan(run.logs[name], run.home) for name in names]
-    job = Job(
-        run, sorted(filter(_has_a_run, logs), key=lambda facts: facts.start), _problems(run.home, logs), lock
-    )
+    job = Job(run, sorted(filter(_has_a_run, logs), key=lambda facts: facts.start), _problems(run.home, logs), lock)
     if not job.logs:
         return Verdict("blocked", " ".join(job.problems) or "its log holds no run", "Remove its folder.")
     projects = {(facts.entity, facts.project) for facts in job.logs}
     if len(projects) > 1:
         named = ", ".join(sorted("/".join(filter(None, parts)) for parts in projects))
-        return Verdict(
-            "blocked", f"its segments name several projects: {named}", "Keep them in folders of their own."
-        )
+        return Verdict("blocked", f"its segments name several projects: {named}", "Keep them in folders of their own.")
     return job
 
 

@@ -3,8 +3,6 @@
 It stands beside the segments, so that it goes where they go.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 from contextlib import AbstractContextManager

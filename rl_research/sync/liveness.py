@@ -1,7 +1,5 @@
 """Whether a log without an end is still being written."""
 
-from __future__ import annotations
-
 import os
 import platform
 import time

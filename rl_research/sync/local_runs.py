@@ -1,7 +1,5 @@
 """Runs with W&B segments on this machine, and which of them have something to deliver; no log is opened."""
 
-from __future__ import annotations
-
 import os
 import re
 from collections.abc import Callable, Container, Iterable, Iterator
@@ -47,9 +45,7 @@ class LocalRun:
     @property
     def is_unchanged(self) -> bool:
         """Whether the logs have the sizes that the ledger knows."""
-        return self.sizes == {
-            name: part["size"] for name, part in self.ledger.segments.items() if name in self.sizes
-        }
+        return self.sizes == {name: part["size"] for name, part in self.ledger.segments.items() if name in self.sizes}
 
     @property
     def is_done(self) -> bool:
@@ -146,9 +142,7 @@ def _grouped(folder: Path, names: Iterable[str], chosen: Iterable[str]) -> Itera
     The online segments of a run that went on offline belong to it: what they could not send comes first.
     """
     ledgers_there = {run_id for name in names if (run_id := ledgers.run_id_of(name))}
-    segments = {
-        name: found for name in sorted(chosen, key=_name_without_mode) if (found := _log_of(folder / name))
-    }
+    segments = {name: found for name in sorted(chosen, key=_name_without_mode) if (found := _log_of(folder / name))}
     run_ids = {_run_id_of(log) for log, _ in segments.values()} | ledgers_there
     groups: dict[str, list[str]] = {}
     for name, (log, _) in segments.items():

@@ -1,7 +1,5 @@
 """Contents of a W&B log: whose rows, how many, and the files that it promises."""
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import json

@@ -1,7 +1,5 @@
 """Outcome of a run's sync: for people, for scripts, as an exit code."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any

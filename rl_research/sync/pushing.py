@@ -4,8 +4,6 @@ For machines that do not reach W&B's server. The files that a log names go first
 found at the URL is whole.
 """
 
-from __future__ import annotations
-
 import posixpath
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path

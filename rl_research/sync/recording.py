@@ -1,7 +1,5 @@
 """Record of a sync on disk: the ledger, wandb's marker, the run's own record."""
 
-from __future__ import annotations
-
 import random
 import time
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """One sync at a time has a run: by a lock where the disk has locks, else by a lease beside the run."""
 
-from __future__ import annotations
-
 import errno
 import os
 from collections.abc import Mapping, Sequence
@@ -52,9 +50,7 @@ def _leases_of(runs: Sequence[LocalRun], stack: ExitStack) -> dict[Key, Exceptio
     from rl_research.sync.threaded_store import ThreadedStore
 
     root = os.path.commonpath([run.folder for run in runs])
-    names = {
-        run_key(run): (run.folder.relative_to(root) / _LEASE.format(run.run_id)).as_posix() for run in runs
-    }
+    names = {run_key(run): (run.folder.relative_to(root) / _LEASE.format(run.run_id)).as_posix() for run in runs}
     stores = stack.enter_context(ThreadedStore(root))
     leases = stack.enter_context(gateway_lease.leased_runs(stores, list(names.values())))
     leases.confirm()

@@ -4,8 +4,6 @@ W&B has no Python interface for this; its command is one. It answers 0 after nea
 nothing is read from its exit code but that it failed.
 """
 
-from __future__ import annotations
-
 import os
 import signal
 import subprocess

@@ -3,8 +3,6 @@
 W&B appends rows, so what the server has of a run decides which rows are left out of the copy.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -43,9 +41,7 @@ class Skipped:
         return True
 
 
-def write_copy(
-    facts: LogFacts, folder: Path, left_out: Skipped, summary: Mapping[str, Any] | None = None
-) -> Path:
+def write_copy(facts: LogFacts, folder: Path, left_out: Skipped, summary: Mapping[str, Any] | None = None) -> Path:
     """Write what is to be sent of the log that *facts* describe into *folder*, and return its path.
 
     A log without an end gets one, exit code 255. Artifacts whose files are lost are left out: W&B
@@ -89,10 +85,7 @@ def _is_idle(record: Any, facts: LogFacts) -> bool:
     return (
         facts.rows == 0
         and record.WhichOneof("record_type") == "summary"
-        and all(
-            {item.key, *item.nested_key} <= {"", "_runtime", "_wandb", "runtime"}
-            for item in record.summary.update
-        )
+        and all({item.key, *item.nested_key} <= {"", "_runtime", "_wandb", "runtime"} for item in record.summary.update)
     )
 
 

@@ -1,7 +1,5 @@
 """Questions of sync to the W&B server about a run."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field

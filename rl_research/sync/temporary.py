@@ -1,7 +1,5 @@
 """Temporary folders that do not outlive a killed sync for long: the next one removes what it has left."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import tempfile

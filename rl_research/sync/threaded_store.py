@@ -1,7 +1,5 @@
 """A store that several threads use at once, with retries."""
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -31,7 +29,7 @@ class ThreadedStore:
         self._own = threading.local()
         self._pool = ThreadPoolExecutor(_AT_A_TIME)
 
-    def __enter__(self) -> ThreadedStore:
+    def __enter__(self) -> "ThreadedStore":
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -1,7 +1,5 @@
 """Runs opened wherever they are, and synced in as many tries as it takes."""
 
-from __future__ import annotations
-
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -1,7 +1,5 @@
 """Calls that may hang, made in a thread that nobody has to wait for."""
 
-from __future__ import annotations
-
 import threading
 import time
 from collections.abc import Callable

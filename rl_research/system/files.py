@@ -1,7 +1,5 @@
 """Local files that appear whole or not at all, and what it means when the disk refuses."""
 
-from __future__ import annotations
-
 import errno
 import hashlib
 import os

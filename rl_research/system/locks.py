@@ -1,7 +1,5 @@
 """Locks on files: one process at a time, and the system gives up the lock of a process that dies."""
 
-from __future__ import annotations
-
 import fcntl
 import os
 import platform
@@ -33,9 +31,7 @@ def try_lock(file: IO[Any], *, shared: bool = False, wait: bool = False) -> bool
 
 
 @contextmanager
-def locked(
-    path: Path, purpose: str = "", wait: Callable[[str], float] = lambda holder: 0.0
-) -> Iterator[IO[str]]:
+def locked(path: Path, purpose: str = "", wait: Callable[[str], float] = lambda holder: 0.0) -> Iterator[IO[str]]:
     """Hold the lock *path* in the block; the file names this process after *purpose* for whoever is refused.
 
     *wait* gets the holder's name and returns how many seconds the holder is waited for in all. Raises

@@ -4,8 +4,6 @@ As a program, ``processes.py FD COMMAND…`` runs a command whose process group 
 end of the pipe FD is closed. It imports nothing but the standard library.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 import select

@@ -1,7 +1,5 @@
 """Retries with growing, jittered pauses, for what is no Prefect task."""
 
-from __future__ import annotations
-
 import random
 from collections.abc import Callable
 from typing import TypeVar
@@ -9,9 +7,7 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-def retry_call(
-    call: Callable[[], T], retryable: Callable[[BaseException], bool], *, tries: int, pause: float
-) -> T:
+def retry_call(call: Callable[[], T], retryable: Callable[[BaseException], bool], *, tries: int, pause: float) -> T:
     """Return what *call* returns; repeat it, *tries* times in all, while it raises what is *retryable*.
 
     The pauses are *pause* seconds, twice that, four times that, each with a random factor of 0.5 to 1.5, so

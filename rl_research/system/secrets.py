@@ -1,7 +1,5 @@
 """Secrets: what looks like one, and how a text is shown without it."""
 
-from __future__ import annotations
-
 import re
 
 MASK = "***"

@@ -1,7 +1,5 @@
 """A polite request to stop: the first signal is remembered and polled, a second one ends at once."""
 
-from __future__ import annotations
-
 import logging
 import signal
 import threading

@@ -1,7 +1,5 @@
 """Sizes and times as people write and read them."""
 
-from __future__ import annotations
-
 import re
 
 from rl_research.errors import ConfigError

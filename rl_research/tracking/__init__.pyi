@@ -19,11 +19,7 @@ from .saved_policy import (
     policy_files as policy_files,
     restore_statistics as restore_statistics,
 )
-from .sb3_callbacks import (
-    BaseCallback as BaseCallback,
-    StepClock as StepClock,
-    WandbCallback as WandbCallback,
-)
+from .sb3_callbacks import BaseCallback as BaseCallback, StepClock as StepClock, WandbCallback as WandbCallback
 from .settings import resolve_settings as resolve_settings, settings_to_reopen as settings_to_reopen
 from .wandb_api import (
     NoAnswer as NoAnswer,

@@ -171,11 +171,7 @@ class ExperimentLogger:
                 self._wandb.log_video(at, name, film)
 
     def save_model(
-        self,
-        model: Any,
-        name: str = "model",
-        metadata: Mapping[str, Any] | None = None,
-        aliases: Sequence[str] = (),
+        self, model: Any, name: str = "model", metadata: Mapping[str, Any] | None = None, aliases: Sequence[str] = ()
     ) -> Path:
         """Save *model*, with its VecNormalize statistics, and log it as artifact *name*.
 
@@ -247,8 +243,7 @@ class ExperimentLogger:
         with _open_lock:
             if any(other.run_id == self.run_id and other._pid == self._pid for other in _open):
                 raise ConfigError(
-                    f"run_id={self.run_id} is being logged already: finish() that logger first, "
-                    "or give another run_id."
+                    f"run_id={self.run_id} is being logged already: finish() that logger first, or give another run_id."
                 )
             _open.append(self)
 

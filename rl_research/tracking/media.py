@@ -1,7 +1,5 @@
 """Pictures and films as W&B and browsers need them: uint8, channels last, even sizes, H.264."""
 
-from __future__ import annotations
-
 import io
 import os
 from collections.abc import Iterable
@@ -73,9 +71,7 @@ def encode(pixels: Pixels, path: str | os.PathLike[str], fps: float = 30) -> Pat
 
     clip = ImageSequenceClip(list(pixels), fps=float(fps))
     with replacing(target) as temporary:
-        clip.write_videofile(
-            str(temporary), codec="libx264", pixel_format="yuv420p", audio=False, logger=None
-        )
+        clip.write_videofile(str(temporary), codec="libx264", pixel_format="yuv420p", audio=False, logger=None)
     return target
 
 
@@ -86,8 +82,7 @@ def video_path(path: str | os.PathLike[str], name: str = "video") -> Path:
         raise LoggingError(f"video {name!r}: there is no file {str(path)!r}.")
     if found.suffix.lower() not in VIDEO_SUFFIXES:
         raise LoggingError(
-            f"video {name!r}: {found.name!r} is not {', '.join(VIDEO_SUFFIXES)}; "
-            "convert it, or give the frames."
+            f"video {name!r}: {found.name!r} is not {', '.join(VIDEO_SUFFIXES)}; convert it, or give the frames."
         )
     return found
 

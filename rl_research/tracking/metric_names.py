@@ -7,8 +7,6 @@ the whole run: a number, an image, a video or a nested mapping. ``custom`` besid
 is fine: W&B keeps both.
 """
 
-from __future__ import annotations
-
 import difflib
 import logging
 import re
@@ -104,9 +102,7 @@ class Names:
         self._groups: set[str] = set()
         self._given_step: dict[str, int] = {}
 
-    def claim(
-        self, names: Iterable[str], kind: str, step: int, given: bool = True, groups: Iterable[str] = ()
-    ) -> None:
+    def claim(self, names: Iterable[str], kind: str, step: int, given: bool = True, groups: Iterable[str] = ()) -> None:
         """Note that *names* are of *kind* and have reached *step*, or raise and note nothing.
 
         *groups* are the names given as nested mappings. Only steps that were *given* must not go backwards,

@@ -1,7 +1,5 @@
 """Metric values: what may be logged, as a plain row, at which step, how often."""
 
-from __future__ import annotations
-
 import logging
 import math
 import operator

@@ -3,8 +3,6 @@
 Nothing here raises: what cannot be known is left out.
 """
 
-from __future__ import annotations
-
 import enum
 import os
 import platform
@@ -110,9 +108,7 @@ _ADDRESS = re.compile(r"\b0x[0-9a-fA-F]{4,}")
 
 def public(values: Mapping[Any, Any]) -> dict[str, Any]:
     """Return *values* as JSON can hold them, with everything that looks like a secret as ``***``."""
-    return {
-        str(key): MASK if _is_secret(str(key), value) else _public(value) for key, value in values.items()
-    }
+    return {str(key): MASK if _is_secret(str(key), value) else _public(value) for key, value in values.items()}
 
 
 def _is_secret(key: str, value: Any) -> bool:

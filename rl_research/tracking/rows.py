@@ -4,8 +4,6 @@ SB3 records values under names and dumps them now and then; an evaluation dumps 
 that belongs to one step becomes one row.
 """
 
-from __future__ import annotations
-
 import csv
 import io
 import os
@@ -34,9 +32,7 @@ class RowWriter(KVWriter):
         self.row: Row = {}
         self.step = 0
 
-    def write(
-        self, key_values: Mapping[str, Any], key_excluded: Mapping[str, tuple[str, ...]], step: int = 0
-    ) -> None:
+    def write(self, key_values: Mapping[str, Any], key_excluded: Mapping[str, tuple[str, ...]], step: int = 0) -> None:
         """Take SB3's values at *step*, without those that SB3 excludes from W&B."""
         if step != self.step:
             self.flush()

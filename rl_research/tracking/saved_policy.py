@@ -141,6 +141,5 @@ def check_artifact(name: str, metadata: Mapping[str, Any], aliases: Sequence[str
             raise LoggingError(f"alias {alias!r} must be a string without '/' and ':'.")
     if len(metadata) > MAX_METADATA:
         raise LoggingError(
-            f"metadata of {name!r} has {len(metadata)} keys; at most {MAX_METADATA} fit. "
-            "Nest them in one mapping."
+            f"metadata of {name!r} has {len(metadata)} keys; at most {MAX_METADATA} fit. Nest them in one mapping."
         )

@@ -1,7 +1,5 @@
 """A run's settings: the ``wandb`` section, the arguments and the environment together."""
 
-from __future__ import annotations
-
 import os
 import re
 import secrets
@@ -99,9 +97,7 @@ def _wandb_section(section: object) -> WandbSettings:
     if isinstance(section, (WandbSettings, Mapping)):
         section = {key: value for key, value in plain(section).items() if value is not None}
     elif section is not None:
-        raise ConfigError(
-            f"wandb={section!r}: should be a mapping. For instance wandb={{'mode': 'offline'}}."
-        )
+        raise ConfigError(f"wandb={section!r}: should be a mapping. For instance wandb={{'mode': 'offline'}}.")
     section = {**(section or {}), **_from_environment()}
     if isinstance(section.get("tags"), str):
         section["tags"] = [section["tags"]]
@@ -118,8 +114,7 @@ def _from_environment() -> dict[str, Any]:
     known = ("online", "offline", "disabled", *_SYNONYMS)
     if (mode := found.get("mode", "offline")) not in known:
         raise ConfigError(
-            f"WANDB_MODE={mode} is not supported: one process writes one run. "
-            "Use online, offline or disabled."
+            f"WANDB_MODE={mode} is not supported: one process writes one run. Use online, offline or disabled."
         )
     return found
 
@@ -138,9 +133,7 @@ def _run_id(given: str | None, settings: Mapping[str, Any]) -> str:
     return run_id
 
 
-def _run_dir(
-    given: str | os.PathLike[str] | None, settings: Mapping[str, Any], wandb_dir: str, run_id: str
-) -> Path:
+def _run_dir(given: str | os.PathLike[str] | None, settings: Mapping[str, Any], wandb_dir: str, run_id: str) -> Path:
     """Return the run's own folder: given, or named after the run so that runs never share one."""
     if given is not None:
         return _absolute(given)

@@ -3,8 +3,6 @@
 W&B's own client retries for minutes, verifies the account before each first question and has to be imported.
 """
 
-from __future__ import annotations
-
 import base64
 import configparser
 import hashlib

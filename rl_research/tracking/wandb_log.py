@@ -4,8 +4,6 @@ A ``.wandb`` file is a LevelDB log (blocks of 32 KiB, chunks with a checksum) be
 and a record is a protobuf of wandb's. A killed process leaves its tail out; what is whole counts.
 """
 
-from __future__ import annotations
-
 import json
 import struct
 import zlib
@@ -28,11 +26,11 @@ class Logged:
     steps: frozenset[int] = frozenset()  # the `global_step` of every row of numbers
     media: frozenset[tuple[str, int]] = frozenset()  # name and `global_step` of each picture and film
 
-    def __or__(self, other: Logged) -> Logged:
+    def __or__(self, other: "Logged") -> "Logged":
         return Logged(self.steps | other.steps, self.media | other.media)
 
     @classmethod
-    def of(cls, rows: Iterable[tuple[int, list[str], set[str]]]) -> Logged:
+    def of(cls, rows: Iterable[tuple[int, list[str], set[str]]]) -> "Logged":
         """Return what *rows*, as `row_of` returns them, hold."""
         rows = list(rows)
         steps = frozenset(step for step, numbers, _ in rows if numbers)

@@ -111,9 +111,7 @@ class WandbRun:
         if self.run is not None:
             self.run.summary.update(dict(values))
 
-    def log_files(
-        self, name: str, files: Sequence[Path], metadata: Mapping[str, Any], aliases: Sequence[str]
-    ) -> None:
+    def log_files(self, name: str, files: Sequence[Path], metadata: Mapping[str, Any], aliases: Sequence[str]) -> None:
         """Log *files*, which stay where they are until they are uploaded, as artifact *name*."""
         if self.run is not None:
             from wandb import Artifact
@@ -174,9 +172,7 @@ class WandbRun:
         if problem is None:
             return _is_on_disk(file, _ON_DISK / 2)
         _end_service(file)
-        log.warning(
-            "W&B run %s is not wholly delivered (%s): the next `rl-research sync` does it", run.id, problem
-        )
+        log.warning("W&B run %s is not wholly delivered (%s): the next `rl-research sync` does it", run.id, problem)
         return False
 
 
@@ -214,8 +210,7 @@ def _open_in_time(settings: RunSettings, config: dict[str, Any]) -> tuple[Run, s
             "Mend that, or go on offline with wandb.fallback=true or wandb.mode=offline."
         )
     log.warning(
-        "W&B is not available (%s): this run goes on offline, and the next `rl-research sync` delivers it",
-        reason,
+        "W&B is not available (%s): this run goes on offline, and the next `rl-research sync` delivers it", reason
     )
     return _init(settings, config, "offline"), reason
 

@@ -408,12 +408,7 @@ class ProgressCallback(BaseCallback):
         if sys.stderr.isatty():
             done = self.model.num_timesteps
             self._bar = tqdm(
-                desc=self.label,
-                total=self.total,
-                initial=done,
-                unit="step",
-                unit_scale=True,
-                dynamic_ncols=True,
+                desc=self.label, total=self.total, initial=done, unit="step", unit_scale=True, dynamic_ncols=True
             )
         self._show()
 

@@ -55,12 +55,7 @@ def evaluate(
 
 
 def evaluate_model(
-    model: BaseAlgorithm,
-    config: Config,
-    *,
-    episodes: int,
-    first_seed: int,
-    on_step: Callable[[], None] = lambda: None,
+    model: BaseAlgorithm, config: Config, *, episodes: int, first_seed: int, on_step: Callable[[], None] = lambda: None
 ) -> Scores:
     """Play *episodes* with *model* in fresh environments of *config*, normalised as in training."""
     with closing(envs.evaluation_env(config, first_seed, min(COPIES, episodes))) as env:
@@ -111,9 +106,7 @@ def film_episode(
         states, starts = None, np.ones((env.num_envs,), dtype=bool)
         frames = [_frame(env)]
         for _ in range(max_steps):
-            action, states = model.predict(
-                observation, state=states, episode_start=starts, deterministic=deterministic
-            )
+            action, states = model.predict(observation, state=states, episode_start=starts, deterministic=deterministic)
             observation, _, starts, _ = env.step(action)
             on_step()
             if starts[0]:

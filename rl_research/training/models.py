@@ -17,10 +17,7 @@ if TYPE_CHECKING:
     from stable_baselines3.common.base_class import BaseAlgorithm
     from stable_baselines3.common.vec_env import VecEnv
 
-_DISCRETE, _CONTINUOUS = (
-    {"dqn", "qrdqn"},
-    {"sac", "td3", "ddpg", "tqc", "crossq"},
-)  # the others act in any space
+_DISCRETE, _CONTINUOUS = ({"dqn", "qrdqn"}, {"sac", "td3", "ddpg", "tqc", "crossq"})  # the others act in any space
 
 
 def build(config: Config, env: VecEnv) -> BaseAlgorithm:

@@ -1,7 +1,5 @@
 """Rows that earlier segments of a run have sent to W&B, and those of them that no longer hold."""
 
-from __future__ import annotations
-
 import logging
 from typing import Any
 

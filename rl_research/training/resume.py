@@ -1,7 +1,5 @@
 """Where a run goes on: its newest valid checkpoint, on this machine or in its storage."""
 
-from __future__ import annotations
-
 import logging
 from pathlib import Path
 

@@ -4,8 +4,6 @@ train -> score -> film -> announce -> report, with uploads beside them (`rl_rese
 `run_all_stages` calls them where there is no flow.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 from contextlib import closing

@@ -1,7 +1,5 @@
 """Whether a checkpoint is what its manifest says: bytes, parameters and scores."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from rl_research.checkpoints import Checkpoint
@@ -37,9 +35,7 @@ def verify(checkpoint: Checkpoint, *, evaluate: bool = False, trust_env: bool = 
 def _played_again(checkpoint: Checkpoint, trust_env: bool) -> dict[str, Any]:
     recorded = checkpoint.manifest.final_scores or checkpoint.manifest.scores
     if recorded is None or not recorded.episodes:
-        raise CheckpointMissing(
-            f"{checkpoint.address}: its manifest records no scores that could be played again"
-        )
+        raise CheckpointMissing(f"{checkpoint.address}: its manifest records no scores that could be played again")
     scores = evaluation.evaluate_checkpoint(
         checkpoint, episodes=recorded.episodes, first_seed=recorded.first_seed, trust_env=trust_env
     )

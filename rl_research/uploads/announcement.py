@@ -5,8 +5,6 @@ later: no row and no configuration is logged again. For an offline run that is a
 which `rl-research sync` delivers; an online run is resumed for the moment it takes.
 """
 
-from __future__ import annotations
-
 import logging
 import shutil
 from collections.abc import Callable, Iterator
@@ -110,11 +108,7 @@ def announce_late(storage: RunStorage, arrived: list[Checkpoint]) -> None:
 
 
 def _log_artifact(
-    logger: ExperimentLogger,
-    storage: RunStorage,
-    checkpoint: Checkpoint,
-    wait: float,
-    best_kept: float | None = None,
+    logger: ExperimentLogger, storage: RunStorage, checkpoint: Checkpoint, wait: float, best_kept: float | None = None
 ) -> None:
     ledger = storage.ledger()
     aliases = ["latest", f"step-{checkpoint.global_step}"]

@@ -1,7 +1,5 @@
 """Uploads that ended runs have left undone: which they are, and how they are done afterwards."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager

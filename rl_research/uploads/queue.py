@@ -1,7 +1,5 @@
 """Uploads beside training, which never waits for them."""
 
-from __future__ import annotations
-
 import logging
 import math
 import threading

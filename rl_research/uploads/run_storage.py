@@ -4,8 +4,6 @@
 holds. It is a note and not the truth, which the store's manifests are.
 """
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Callable, Mapping
@@ -68,7 +66,7 @@ class RunStorage:
         to_score = section.enabled and section.final_episodes > 0
         return to_score and checkpoint.global_step >= last and checkpoint.manifest.final_scores is None
 
-    def ledger(self) -> UploadLedger:
+    def ledger(self) -> "UploadLedger":
         """Read what is known of the run's checkpoints in this storage."""
         url = self.config.storage.url
         return UploadLedger(self.folder, "" if url is None else without_password(url))
@@ -146,9 +144,7 @@ class UploadLedger:
             best_kept = max(map(mean_of, kept), default=-math.inf)
         return mean_of(checkpoint) >= max(best_kept, self._best) > -math.inf
 
-    def note(
-        self, checkpoint: Checkpoint, *, arrived: bool, announced: bool = False, failed: bool = False
-    ) -> None:
+    def note(self, checkpoint: Checkpoint, *, arrived: bool, announced: bool = False, failed: bool = False) -> None:
         """Write how far *checkpoint* is on its way to its address."""
         entry = {**self._entry(checkpoint), "place": self.place, "address": checkpoint.address}
         entry["arrived"] = checkpoint.manifest.sha256() if arrived else None
