@@ -20,7 +20,7 @@ from rl_research import checkpoints
 from rl_research.config import compose_experiment
 from rl_research.errors import ConfigError
 from rl_research.flows.upload import upload
-from rl_research.runs.lease import DELIVERY, leased_folder
+from rl_research.runs.lease import FOR_UPLOAD, leased_folder
 from rl_research.runs.run import open_run
 from rl_research.sync import Policy, find, sync_runs as sync
 from rl_research.training import stages
@@ -61,17 +61,17 @@ def train(tmp_path: Path) -> Train:
     return run
 
 
-def _home(folder: Path) -> RunStorage:
-    (home,) = pending.runs_with_storage(folder.parent)
-    return home
+def _storage_of(folder: Path) -> RunStorage:
+    (storage,) = pending.runs_with_storage(folder.parent)
+    return storage
 
 
 def _bring(folder: Path) -> RunStorage:
     """Bring everything to the store, and tell nobody."""
-    home = _home(folder)
+    storage = _storage_of(folder)
     for checkpoint in checkpoints.local_checkpoints(folder):
-        home.upload(checkpoint, lambda: None)
-    return home
+        storage.upload(checkpoint, lambda: None)
+    return storage
 
 
 def _facts(run: ServedRun) -> dict[str, Any]:
@@ -148,7 +148,7 @@ def test_an_offline_run_gets_a_segment_more(train: Train, server: WandbServer, t
     (added,) = set(_segments(folder)) - set(before)
     assert upload(str(folder.parent)) == []
     assert len(_segments(folder)) == len(before) + 1
-    assert not list(folder.glob("wandb/.afterword*"))
+    assert not list(folder.glob("wandb/.reopened*"))
     assert record_of(folder)["wandb"]["dir"] == record["wandb"]["dir"]
     line = _sync(folder)
     assert line.startswith("synced"), line
@@ -180,7 +180,7 @@ def die(*_, **__):
 moment = sys.argv[2]
 if moment == "within":
     log, logged = announcement._log_artifact, []
-    announcement._log_artifact = lambda *args: die() if logged else logged.append(log(*args))
+    announcement._log_artifact = lambda *args, **more: die() if logged else logged.append(log(*args, **more))
 elif moment == "before":
     Path.rename = die
 elif moment == "after":
@@ -205,16 +205,16 @@ def test_killed_at_any_moment_it_is_told_once(train: Train, server: WandbServer,
     folder = train("wandb.mode=offline")
     assert _sync(folder).startswith("synced")
     facts, before = _facts(server.run("mine")), _segments(folder)
-    home = _bring(folder)
+    storage = _bring(folder)
     for moment in ("within", "before"):
         _tell_and_die(folder, moment)
         assert _segments(folder) == before
         assert _sync(folder).startswith("unchanged"), "nothing that looks like a crashed run"
-        assert len(unannounced(home)) == len(steps_committed(folder))
+        assert len(unannounced(storage)) == len(steps_committed(folder))
     for moment in ("after", "after", ""):
         _tell_and_die(folder, moment)
         assert len(_segments(folder)) == len(before) + 1
-    assert unannounced(home) == []
+    assert unannounced(storage) == []
     assert _sync(folder).startswith("synced")
     _assert_all_told(server, folder, tmp_path / "store")
     assert _facts(server.run("mine")) == facts
@@ -234,8 +234,8 @@ def test_a_folder_that_was_moved_or_pruned_is_told_all_the_same(
         folder = folder.rename(tmp_path / "elsewhere" / "mine")
     else:
         shutil.rmtree(folder / "wandb")
-    home = _bring(folder)
-    announce_late(home, unannounced(home))
+    storage = _bring(folder)
+    announce_late(storage, unannounced(storage))
     assert not (tmp_path / "runs" / "mine").exists() or what == "pruned"
     assert _sync(folder).startswith("synced")
     _assert_all_told(server, folder, tmp_path / "store")
@@ -246,11 +246,11 @@ def test_a_folder_that_was_moved_or_pruned_is_told_all_the_same(
 def test_latest_stays_with_the_newest(train: Train, server: WandbServer) -> None:
     """A checkpoint that arrives after a newer one was told of does not become W&B's `latest`."""
     folder = train("wandb.mode=offline")
-    home, (*older, newest) = _home(folder), checkpoints.local_checkpoints(folder)
+    storage, (*older, newest) = _storage_of(folder), checkpoints.local_checkpoints(folder)
     for checkpoints_now in ([newest], older):
         for checkpoint in checkpoints_now:
-            home.upload(checkpoint, lambda: None)
-        announce_late(home, unannounced(home))
+            storage.upload(checkpoint, lambda: None)
+        announce_late(storage, unannounced(storage))
     assert _sync(folder).startswith("synced")
     assert "latest" in _told(server)[newest.global_step]["aliases"]
     assert not any("latest" in _told(server)[c.global_step]["aliases"] for c in older)
@@ -268,8 +268,8 @@ def test_what_the_environment_says_of_other_runs_stays_out(
         monkeypatch.setenv(f"WANDB_{name}", "foreign")
     monkeypatch.setenv("WANDB_MODE", "online")
     server.adopt(monkeypatch)
-    home = _bring(folder)
-    announce_late(home, unannounced(home))
+    storage = _bring(folder)
+    announce_late(storage, unannounced(storage))
     assert _sync(folder).startswith("synced")
     assert _facts(server.run("mine")) == facts
     assert server.run_ids == ["mine"]
@@ -282,13 +282,13 @@ def test_what_the_environment_says_of_other_runs_stays_out(
 def test_a_failed_run_stays_failed_and_one_that_goes_on_tells_itself(train: Train, server: WandbServer) -> None:
     """A run that failed is told of and fails again; an interrupted one is left to its next segment."""
     folder = train("wandb.mode=offline", fails=True)
-    home = _bring(folder)
+    storage = _bring(folder)
     record = record_of(folder)
     for status in ("interrupted", "running"):
         (folder / "run.json").write_text(json.dumps({**record, "status": status}))
-        assert unannounced(home) == []
+        assert unannounced(storage) == []
     (folder / "run.json").write_text(json.dumps(record))
-    announce_late(home, unannounced(home))
+    announce_late(storage, unannounced(storage))
     assert _sync(folder).startswith("synced")
     assert len(_told(server)) == len(steps_committed(folder))
     assert (server.run("mine").state, server.run("mine").exit_code) == ("failed", 1)
@@ -296,9 +296,9 @@ def test_a_failed_run_stays_failed_and_one_that_goes_on_tells_itself(train: Trai
 
 def test_a_run_without_wandb_has_nobody_to_tell(train: Train) -> None:
     """With ``wandb=disabled`` there is nothing to do."""
-    home = _bring(train("wandb=disabled"))
-    assert unannounced(home) == []
-    assert not list(home.folder.glob("wandb/**/*.wandb"))
+    storage = _bring(train("wandb=disabled"))
+    assert unannounced(storage) == []
+    assert not list(storage.folder.glob("wandb/**/*.wandb"))
 
 
 # ---------------------------------------------------------------- online
@@ -330,7 +330,7 @@ def test_an_online_run_is_resumed_for_it(train: Train, server: WandbServer, tmp_
     assert server.requests.total() == asked
     assert _told(server) == told
     assert _segments(folder) == before
-    assert not list(folder.glob("wandb/.afterword*"))
+    assert not list(folder.glob("wandb/.reopened*"))
     assert find([folder]) == [], "a sync has nothing to do"
 
 
@@ -350,9 +350,9 @@ def test_an_online_run_killed_meanwhile_is_finished_by_the_next_hour(
 
 def test_it_takes_the_run(train: Train) -> None:
     """A run that a process has open is not told of from outside."""
-    home = _bring(train("wandb.mode=offline"))
-    with leased_folder(home.folder), pytest.raises(ConfigError), pending.leased_for_upload(home):
+    storage = _bring(train("wandb.mode=offline"))
+    with leased_folder(storage.folder), pytest.raises(ConfigError), pending.leased_for_upload(storage):
         pass
-    with pending.leased_for_upload(home):
-        assert (home.folder / ".lease").read_text().startswith(DELIVERY)
-    assert not [r for r in wandb_records(home.folder) if r.WhichOneof("record_type") == "artifact"]
+    with pending.leased_for_upload(storage):
+        assert (storage.folder / ".lease").read_text().startswith(FOR_UPLOAD)
+    assert not [r for r in wandb_records(storage.folder) if r.WhichOneof("record_type") == "artifact"]

@@ -34,7 +34,7 @@ from rl_research.errors import ConfigError
 from rl_research.flows.train import train
 from rl_research.flows.upload import upload
 from rl_research.orchestration import retry_for, upload_tasks
-from rl_research.runs.lease import DELIVERY, leased_folder
+from rl_research.runs.lease import FOR_UPLOAD, leased_folder
 from rl_research.runs.run import open_run
 from rl_research.training import stages
 from rl_research.uploads import pending
@@ -336,7 +336,7 @@ def test_a_run_that_starts_waits_for_a_delivery(tmp_path: Path) -> None:
     held, done = threading.Event(), threading.Event()
 
     def deliver() -> None:
-        with leased_folder(folder, DELIVERY):
+        with leased_folder(folder, FOR_UPLOAD):
             held.set()
             time.sleep(1)
             done.set()
@@ -355,8 +355,8 @@ def test_secrets_are_not_in_the_folder_and_not_asked_of_it(tmp_path: Path) -> No
     described = yaml.safe_load((folder / "config.yaml").read_text())
     described["storage"]["options"] = {"secret": "***", "deep": {"token": "***", "a": 1}}
     (folder / "config.yaml").write_text(yaml.safe_dump(described))
-    (home,) = pending.runs_with_storage(tmp_path / "runs")
-    assert home.config.storage.options == {"deep": {"a": 1}}
+    (found,) = pending.runs_with_storage(tmp_path / "runs")
+    assert found.config.storage.options == {"deep": {"a": 1}}
 
 
 def test_what_is_no_run_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -43,7 +43,7 @@ def faults(s3: Server) -> Iterator[Faults]:
 
 
 @pytest.fixture
-def home(tmp_path: Path, faults: Faults) -> RunStorage:
+def storage(tmp_path: Path, faults: Faults) -> RunStorage:
     """A run folder whose checkpoints go to the S3 server."""
     config = _config(tmp_path, faults)
     config.run_dir.mkdir(parents=True)
@@ -51,9 +51,9 @@ def home(tmp_path: Path, faults: Faults) -> RunStorage:
 
 
 @pytest.fixture
-def worker(home: RunStorage) -> Iterator[UploadWorker]:
+def worker(storage: RunStorage) -> Iterator[UploadWorker]:
     """The process for that folder, with nobody else to fear."""
-    made = UploadWorker(home, None)
+    made = UploadWorker(storage, None)
     yield made
     made.end()
 
@@ -65,9 +65,9 @@ def _config(tmp_path: Path, faults: Faults, *overrides: str) -> Config:
     return load_config([*words, *overrides])
 
 
-def _made(home: RunStorage, step: int, size: int = 1000, mean: float = 1.0) -> Checkpoint:
+def _made(storage: RunStorage, step: int, size: int = 1000, mean: float = 1.0) -> Checkpoint:
     facts = {"scores": {"mean": mean, "std": 0.0, "episodes": 1}}
-    return checkpoints.commit(home.folder, step, {"a.bin": os.urandom(size)}, facts)
+    return checkpoints.commit(storage.folder, step, {"a.bin": os.urandom(size)}, facts)
 
 
 def _children() -> list[int]:
@@ -81,33 +81,34 @@ def _until(happens: Callable[[], object], seconds: float = 20.0) -> None:
         time.sleep(0.01)
 
 
-def test_what_it_brings_is_whole_and_noted(home: RunStorage, worker: UploadWorker) -> None:
+def test_what_it_brings_is_whole_and_noted(storage: RunStorage, worker: UploadWorker) -> None:
     """A checkpoint arrives with every byte and word, and the run folder notes it, as without a process."""
-    before = _made(home, 1, mean=9.0)
-    assert worker.upload(before).best_kept == 9.0
-    arrival = worker.upload(_made(home, 2, mean=5.0))
-    assert arrival.checkpoint.address.endswith("mine/checkpoints/step-000000002")
-    assert arrival.best_kept == 9.0
-    stored = checkpoints.list_checkpoints(home.store())
-    for checkpoint, local in zip(stored, checkpoints.local_checkpoints(home.folder), strict=True):
+    before = _made(storage, 1, mean=9.0)
+    worker.upload(before)
+    assert storage.ledger().entry(before).best_kept == 9.0
+    arrived = worker.upload(_made(storage, 2, mean=5.0))
+    assert arrived.address.endswith("mine/checkpoints/step-000000002")
+    assert storage.ledger().entry(arrived).best_kept == 9.0
+    stored = checkpoints.list_checkpoints(storage.store())
+    for checkpoint, local in zip(stored, checkpoints.local_checkpoints(storage.folder), strict=True):
         checkpoint.verify()
         assert checkpoint.manifest == local.manifest
-        assert home.ledger().arrived(local)
+        assert storage.ledger().arrived(local)
 
 
-def test_one_process_does_it_for_a_whole_run(home: RunStorage, worker: UploadWorker) -> None:
+def test_one_process_does_it_for_a_whole_run(storage: RunStorage, worker: UploadWorker) -> None:
     """The process is started once, is nobody's leftover when it ends, and is not started again."""
     before = set(_children())
     worker.start()
     started = set(_children()) - before
     for step in (1, 2, 3):
-        worker.upload(_made(home, step))
+        worker.upload(_made(storage, step))
     assert set(_children()) - before == started
     assert len(started) == 1
     worker.end()
     assert set(_children()) <= before
     with pytest.raises(ConnectionError, match="the run has ended"):
-        worker.upload(_made(home, 4))
+        worker.upload(_made(storage, 4))
     assert set(_children()) <= before
 
 
@@ -115,13 +116,13 @@ def test_one_process_does_it_for_a_whole_run(home: RunStorage, worker: UploadWor
 def test_what_crosses_no_network_needs_no_process(tmp_path: Path, url: str) -> None:
     """A folder, or a store that lives in this very process, is written by the thread that asks."""
     words = [*tiny(tmp_path, "mine"), f"storage.url='{url.format(folder=tmp_path)}'"]
-    home = RunStorage(tmp_path / "mine", load_config(words))
-    home.folder.mkdir()
-    worker, before = UploadWorker(home, None), set(_children())
+    storage = RunStorage(tmp_path / "mine", load_config(words))
+    storage.folder.mkdir()
+    worker, before = UploadWorker(storage, None), set(_children())
     worker.start()
-    arrival = worker.upload(_made(home, 1))
+    arrived = worker.upload(_made(storage, 1))
     assert set(_children()) <= before
-    arrival.checkpoint.verify()
+    arrived.verify()
     worker.end()
 
 
@@ -130,13 +131,13 @@ def test_what_crosses_no_network_needs_no_process(tmp_path: Path, url: str) -> N
 
 @pytest.mark.parametrize(("status", "code"), [(403, "AccessDenied"), (404, "NoSuchBucket"), (507, "XMinioStorageFull")])
 def test_refusals_say_the_same_line(
-    home: RunStorage, worker: UploadWorker, faults: Faults, status: int, code: str
+    storage: RunStorage, worker: UploadWorker, faults: Faults, status: int, code: str
 ) -> None:
     """What waiting does not mend is the same `StorageError` from the process as from the thread."""
-    made = _made(home, 1)
+    made = _made(storage, 1)
     faults.fail("status", status=status, code=code)
     with pytest.raises(StorageError) as here:
-        home.upload(made, lambda: None)
+        storage.upload(made, lambda: None)
     with pytest.raises(StorageError) as there:
         worker.upload(made)
     assert str(there.value) == str(here.value)
@@ -146,10 +147,10 @@ def test_refusals_say_the_same_line(
 
 @pytest.mark.parametrize("status", [500, 503])
 def test_what_waiting_may_mend_is_known_as_such(
-    home: RunStorage, worker: UploadWorker, faults: Faults, status: int
+    storage: RunStorage, worker: UploadWorker, faults: Faults, status: int
 ) -> None:
     """A store that fails, cuts off or is away is a connection failure, whatever class it comes as."""
-    made = _made(home, 1)
+    made = _made(storage, 1)
     faults.fail("status", status=status, code="InternalError")
     with pytest.raises(Exception, match=r".") as failed:
         worker.upload(made)
@@ -160,13 +161,13 @@ def test_what_waiting_may_mend_is_known_as_such(
         worker.upload(made)
     assert is_transient(refused.value)
     faults.accept()
-    worker.upload(made).checkpoint.verify()
+    worker.upload(made).verify()
 
 
-def test_a_checkpoint_that_is_gone_is_missing(home: RunStorage, worker: UploadWorker) -> None:
+def test_a_checkpoint_that_is_gone_is_missing(storage: RunStorage, worker: UploadWorker) -> None:
     """What retention has removed before its turn is a `CheckpointMissing`, as ever."""
-    made = _made(home, 1)
-    checkpoints.prune(home.folder, checkpoints.Retention(0, 0))
+    made = _made(storage, 1)
+    checkpoints.prune(storage.folder, checkpoints.Retention(0, 0))
     (Path(made.address) / "manifest.json").unlink(missing_ok=True)
     with pytest.raises(CheckpointMissing):
         worker.upload(made)
@@ -203,12 +204,14 @@ def test_errors_travel_with_their_meaning(error: Exception, kind: type[Exception
     assert isinstance(found, OSError) or place in str(found.__cause__)
 
 
-def test_what_it_logs_is_logged_here(home: RunStorage, worker: UploadWorker, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_it_logs_is_logged_here(
+    storage: RunStorage, worker: UploadWorker, caplog: pytest.LogCaptureFixture
+) -> None:
     """A warning of the process stands in the log of the run, under its own name."""
-    worker.upload(_made(home, 1))
-    folder = f"{PREFIX}/{home.folder.parent.parent.name}/mine/checkpoints/step-000000002"
-    home.store().write("step-000000002/manifest.json", b"{}")
-    worker.upload(_made(home, 3))
+    worker.upload(_made(storage, 1))
+    folder = f"{PREFIX}/{storage.folder.parent.parent.name}/mine/checkpoints/step-000000002"
+    storage.store().write("step-000000002/manifest.json", b"{}")
+    worker.upload(_made(storage, 3))
     said = [r for r in caplog.records if "it is left out" in r.getMessage()]
     assert said, folder
     assert said[0].name == "rl_research.checkpoints.checkpoint"
@@ -218,20 +221,20 @@ def test_what_it_logs_is_logged_here(home: RunStorage, worker: UploadWorker, cap
 # ---------------------------------------------------------------- whose run it is
 
 
-def test_who_has_lost_the_run_is_told_at_once(home: RunStorage) -> None:
+def test_who_has_lost_the_run_is_told_at_once(storage: RunStorage) -> None:
     """Another machine's lease in the store ends the upload, and training hears of it without waiting."""
-    lease = StoreLease(home.store, "mine", 600.0)
+    lease = StoreLease(storage.store, "mine", 600.0)
     lease.acquire()
-    worker = UploadWorker(home, lease)
+    worker = UploadWorker(storage, lease)
     try:
-        worker.upload(_made(home, 1))
-        theirs = json.loads(home.store().read(FILE)) | {"token": "theirs", "machine": "another"}
-        home.store().write(FILE, json.dumps(theirs).encode())
+        worker.upload(_made(storage, 1))
+        theirs = json.loads(storage.store().read(FILE)) | {"token": "theirs", "machine": "another"}
+        storage.store().write(FILE, json.dumps(theirs).encode())
         with pytest.raises(RunTakenOver):
-            worker.upload(_made(home, 2))
+            worker.upload(_made(storage, 2))
         with pytest.raises(RunTakenOver):
             lease.check()
-        assert [c.global_step for c in checkpoints.list_checkpoints(home.store())] == [1]
+        assert [c.global_step for c in checkpoints.list_checkpoints(storage.store())] == [1]
     finally:
         worker.end()
         lease.release()
@@ -241,11 +244,11 @@ def test_who_has_lost_the_run_is_told_at_once(home: RunStorage) -> None:
 
 
 @pytest.mark.slow
-def test_one_that_dies_in_the_middle_is_replaced(home: RunStorage, worker: UploadWorker, faults: Faults) -> None:
+def test_one_that_dies_in_the_middle_is_replaced(storage: RunStorage, worker: UploadWorker, faults: Faults) -> None:
     """Killed while it sends, it costs a connection failure; the next try gets everything there."""
     worker.start()
     before = set(_children())
-    made = _made(home, 1, BIG)
+    made = _made(storage, 1, BIG)
     faults.fail("slow", rate=1e6, methods=["PUT"], path="a.bin")
     killer = threading.Thread(target=lambda: (_until(lambda: faults.sent > BIG / 3), _kill(before)), daemon=True)
     killer.start()
@@ -253,9 +256,9 @@ def test_one_that_dies_in_the_middle_is_replaced(home: RunStorage, worker: Uploa
         worker.upload(made)
     killer.join()
     assert is_transient(died.value)
-    assert checkpoints.list_checkpoints(home.store()) == []
+    assert checkpoints.list_checkpoints(storage.store()) == []
     faults.clear()
-    worker.upload(made).checkpoint.verify()
+    worker.upload(made).verify()
 
 
 def _kill(processes: set[int]) -> None:
@@ -264,15 +267,15 @@ def _kill(processes: set[int]) -> None:
             os.kill(process, signal.SIGKILL)
 
 
-def test_signals_that_are_for_the_run_leave_it_alone(home: RunStorage, worker: UploadWorker) -> None:
+def test_signals_that_are_for_the_run_leave_it_alone(storage: RunStorage, worker: UploadWorker) -> None:
     """Ctrl-C and a scheduler's SIGTERM reach every process of the group; this one goes on uploading."""
     before = set(_children())
     worker.start()
-    worker.upload(_made(home, 1))
+    worker.upload(_made(storage, 1))
     (process,) = set(_children()) - before
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
         os.kill(process, number)
-    worker.upload(_made(home, 2))
+    worker.upload(_made(storage, 2))
     assert set(_children()) - before == {process}
 
 
@@ -286,9 +289,9 @@ from rl_research.uploads.run_storage import RunStorage
 
 config = load_config(sys.argv[2:])
 config.run_dir.mkdir(parents=True)
-home = RunStorage(config.run_dir, config)
-made = checkpoints.commit(home.folder, 1, {"a.bin": os.urandom(3 << 20)}, {})
-worker = UploadWorker(home, None)
+storage = RunStorage(config.run_dir, config)
+made = checkpoints.commit(storage.folder, 1, {"a.bin": os.urandom(3 << 20)}, {})
+worker = UploadWorker(storage, None)
 worker.start()
 if sys.argv[1] == "leaves a child that holds the line":
     os.set_inheritable(worker._connection.fileno(), True)
@@ -326,7 +329,7 @@ def test_it_does_not_outlive_the_run(tmp_path: Path, faults: Faults, manner: str
             os.kill(process, signal.SIGKILL)
 
 
-def test_a_home_and_its_secrets_travel_by_the_socket_alone(tmp_path: Path, faults: Faults) -> None:
+def test_storage_options_travel_by_the_socket_alone(tmp_path: Path, faults: Faults) -> None:
     """No option of the store stands in the process's arguments, which every user of a machine can read."""
     config = _config(tmp_path, faults, "storage.options.secret=geheim", "storage.options.key=offen")
     config.run_dir.mkdir(parents=True)

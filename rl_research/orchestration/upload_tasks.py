@@ -154,7 +154,7 @@ def _deliver(storage: RunStorage, confirm: Callable[[], None]) -> tuple[list[Del
     found: list[Delivery] = []
     answers = True
     for checkpoint in reversed(pending_checkpoints(storage)):
-        state: State[Any] = task(lambda c: storage.upload(c, confirm).checkpoint, checkpoint, return_state=True)
+        state: State[Any] = task(lambda c: storage.upload(c, confirm), checkpoint, return_state=True)
         outcome = DELIVERED if state.is_completed() else in_a_line(state.data)
         found.append(_delivery(storage, checkpoint, outcome))
         answers = not (isinstance(state.data, BaseException) and is_transient(state.data))

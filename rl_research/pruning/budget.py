@@ -5,17 +5,16 @@ stays: the page, the scores, the rows, the configuration, ``run.json``; started 
 recognised as finished. Nothing goes that W&B or ``storage.url`` has not got.
 """
 
-import datetime
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
 
 from rl_research.checkpoints import (
     FOLDER,
     MANIFEST,
-    Checkpoint,
     list_checkpoints,
     local_checkpoints,
     open_checkpoint,
@@ -29,61 +28,61 @@ from rl_research.storage import Store, is_transient
 from rl_research.sync import is_verified
 from rl_research.system import shown_size, shown_time
 
-_CHECKPOINTS = (FOLDER,)
-_MEDIA = ("videos", "best_model", "wandb")
+_PARTS = ((FOLDER,), ("videos", "best_model", "wandb"))  # folders in the order in which they go
 _REASON = "the budget: the run is finished, and this lies elsewhere, too"
 
 
 @dataclass(frozen=True)
-class _Run:
+class _FinishedRun:
     folder: Path
     record: RunRecord
-    finished: float  # seconds since 1970
+    finished_at: float  # seconds since 1970
 
 
-def enforce_budget(folders: Sequence[Path], rules: Rules, result: Pruned) -> None:
+def enforce_budget(folders: Sequence[Path], result: Pruned) -> None:
     """Remove from the run folders in *folders* until the place keeps to its budget, or nothing may go.
 
-    What may not go is told, with the reason, where the budget is not kept.
+    Where the budget is not kept, each run that keeps something is spared with the reason.
     """
-    if not folders or rules.budget is None or result.bytes_left <= rules.budget:
+    budget = result.rules.budget
+    if not folders or budget is None or result.bytes_left <= budget:
         return
-    runs = sorted(filter(None, map(_finished, folders)), key=lambda run: run.finished)
+    runs = sorted(filter(None, map(_finished_run, folders)), key=lambda run: run.finished_at)
     reasons: dict[Path, str | None] = {}
-    for part in (_CHECKPOINTS, _MEDIA):
+    for part in _PARTS:
         for run in runs:
-            if result.bytes_left > rules.budget and not reasons.get(run.folder):
-                reasons[run.folder] = _why_not(run, rules) or _give_up(run, part, rules, result)
-    if result.bytes_left > rules.budget:
-        over = shown_size(result.bytes_left - rules.budget)
+            if result.bytes_left > budget and not reasons.get(run.folder):
+                reasons[run.folder] = _reason_to_keep(run, result.rules) or _remove(run, part, result)
+    if result.bytes_left > budget:
+        over = shown_size(result.bytes_left - budget)
         result.spare(result.place, f"{over} over the budget: nothing else may go")
         for folder, reason in reasons.items():
             if reason:
                 result.spare(str(folder), reason)
 
 
-def _finished(folder: Path) -> _Run | None:
+def _finished_run(folder: Path) -> _FinishedRun | None:
     record = read_record(folder)
     if record is None or not record.is_finished:
         return None
     try:
-        finished = datetime.datetime.fromisoformat(str(record.finished_at)).timestamp()
+        finished_at = datetime.fromisoformat(str(record.finished_at)).timestamp()
     except ValueError:
-        finished = (folder / RECORD).stat().st_mtime
-    return _Run(folder, record, finished)
+        finished_at = (folder / RECORD).stat().st_mtime
+    return _FinishedRun(folder, record, finished_at)
 
 
-def _why_not(run: _Run, rules: Rules) -> str | None:
+def _reason_to_keep(run: _FinishedRun, rules: Rules) -> str | None:
     """Return why nothing of *run* may be removed, None if something may."""
-    age = rules.now - run.finished
+    age = rules.now - run.finished_at
     if age < rules.older_than:
         return f"finished {shown_time(age)} ago, less than {shown_time(rules.older_than)}"
     if any(run.folder.glob("wandb/*run-*/*.wandb")) and not is_verified(run.folder):
         return "its W&B logs are not known to be delivered"
-    return None if rules.local_checkpoints else _not_stored(run.folder, rules)
+    return None if rules.local_checkpoints else _reason_not_stored(run.folder, rules)
 
 
-def _not_stored(folder: Path, rules: Rules) -> str | None:
+def _reason_not_stored(folder: Path, rules: Rules) -> str | None:
     """Return why the checkpoints in *folder* are not all in its ``storage.url``, too; None if they are."""
     local = local_checkpoints(folder)
     url = storage_url_of(folder)
@@ -95,8 +94,10 @@ def _not_stored(folder: Path, rules: Rules) -> str | None:
         store = remote_store(url, rules.options, folder.name)
         sizes = {name: entry.size for name, entry in store.entries().items()}
         for checkpoint in local:
-            if not _is_same(checkpoint, open_checkpoint(store, checkpoint.name), sizes):
-                return f"{store.path(checkpoint.name)} is not the same checkpoint, or not complete"
+            stored = open_checkpoint(store, checkpoint.name)
+            stored.check_sizes(sizes)
+            if stored.paths() != checkpoint.paths():
+                return f"{store.path(checkpoint.name)} is not the same checkpoint"
     except CheckpointError as error:
         return f"not complete in its storage: {error}"
     except (RLResearchError, OSError) as error:
@@ -105,21 +106,16 @@ def _not_stored(folder: Path, rules: Rules) -> str | None:
     return None
 
 
-def _is_same(local: Checkpoint, stored: Checkpoint, sizes: dict[str, int]) -> bool:
-    complete = all(sizes.get(path) == size for path, (size, _) in stored.paths().items())
-    return complete and local.paths() == stored.paths()
-
-
-def _give_up(run: _Run, part: Sequence[str], rules: Rules, result: Pruned) -> str | None:
-    """Remove the folders *part* of *run*; the reason why not, if it cannot be had."""
-    if rules.dry_run:
-        result.carry_out(_removals(run, part, result.removed), rules)
+def _remove(run: _FinishedRun, part: Sequence[str], result: Pruned) -> str | None:
+    """Remove the folders *part* of *run*; return why not, if a process has the run open."""
+    if result.rules.dry_run:
+        result.carry_out(_removals(run, part, result.removed))
         return None
     try:
         with leased_folder(run.folder):
             if removals := _removals(run, part):
-                _note(run, sum(removal.size for removal in removals), rules)
-            result.carry_out(removals, rules)
+                _record(run, sum(removal.size for removal in removals), result.rules)
+            result.carry_out(removals)
     except PermissionError as error:
         result.refuse(str(run.folder), error)
     except ConfigError as error:
@@ -127,15 +123,15 @@ def _give_up(run: _Run, part: Sequence[str], rules: Rules, result: Pruned) -> st
     return None
 
 
-def _note(run: _Run, size: int, rules: Rules) -> None:
-    """Let the run's record say that something is missing because it was pruned."""
-    now = datetime.datetime.fromtimestamp(rules.now, datetime.timezone.utc)
+def _record(run: _FinishedRun, size: int, rules: Rules) -> None:
+    """Record that something is missing because it was pruned."""
+    now = datetime.fromtimestamp(rules.now, timezone.utc).isoformat(timespec="seconds")
     before = 0 if run.record.pruned is None else run.record.pruned.bytes
-    run.record.pruned = PruneRecord(at=now.isoformat(timespec="seconds"), bytes=before + size)
+    run.record.pruned = PruneRecord(at=now, bytes=before + size)
     run.record.write(run.folder)
 
 
-def _removals(run: _Run, part: Sequence[str], counted: Sequence[Removal] = ()) -> list[Removal]:
+def _removals(run: _FinishedRun, part: Sequence[str], counted: Sequence[Removal] = ()) -> list[Removal]:
     """Return the folders *part* of *run*, without the bytes that a dry run has *counted* in them already."""
     found = []
     for folder in filter(Path.is_dir, (run.folder / name for name in part)):

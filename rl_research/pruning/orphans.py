@@ -6,14 +6,16 @@ upload counts on stay; and everything is looked at again just before it is remov
 """
 
 import re
-from collections.abc import Collection, Mapping
+from collections import defaultdict
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from rl_research.checkpoints import MANIFEST, REPLAY, STEP, needed_segments, survey
+from rl_research.checkpoints import MANIFEST, REPLAY, STEP, Checkpoint, needed_segments, survey
 from rl_research.storage import Entry, Store
 
-_STAGED = re.compile(r"\.(step-\d{9,})\.(?P<kind>[0-9a-f]+\.tmp|former)")
-_SEGMENT = re.compile(r"rows-.*|\..*\.tmp")
+_FORMER = re.compile(rf"\.({STEP.pattern})\.former")
+_OURS = re.compile(rf"{STEP.pattern}|{_FORMER.pattern}|\..*\.tmp")  # folders and files of this package
+_SEGMENT = re.compile(rf"{REPLAY}/(?P<name>rows-.*|\..*\.tmp)")
 _BATCH = 50  # files between two looks at the manifests
 
 
@@ -26,40 +28,39 @@ class Orphans:
 
 
 def find_orphans(store: Store, before: float, gone: Collection[str] = ()) -> Orphans:
-    """Return the orphans in *store* that were written before the time *before*.
+    """Return the orphans in *store* that were written before the time *before*, in seconds since 1970.
 
     *gone* are checkpoints that are about to be removed: their segments count as needed no more.
     """
     entries = store.entries()  # before the manifests are read: what is completed meanwhile is whole
     found, others = survey(store)
-    named = {c.name: {*c.files, MANIFEST} for c in found}
-    left_alone = {REPLAY, *gone, *(name for name in others if f"{name}/{MANIFEST}" in entries)}
-    groups: dict[str, dict[str, Entry]] = {}
-    for name, entry in entries.items():
-        folder, _, base = name.partition("/")
-        if folder in left_alone or not _is_ours(folder, entries):
-            continue
-        if folder not in named:
-            groups.setdefault(folder, {})[name] = entry
-        elif base not in named[folder] and "/" not in base:
-            groups[name] = {name: entry}
+    waiting = _waiting_replacements(entries)
+    unreadable = {name for name in others if f"{name}/{MANIFEST}" in entries}
+    groups = _unnamed(entries, found, {REPLAY, *gone, *waiting, *unreadable})
     stale = {name for name, group in groups.items() if _is_old(group, before)}
-    groups |= _spare_segments(store, entries, but={*gone, *stale})
+    needed = None if waiting else needed_segments(store, {*gone, *stale})
+    if needed is not None:
+        groups |= {name: {name: entry} for name, entry in entries.items() if _is_spare(name, needed)}
     old = [group for group in groups.values() if _is_old(group, before)]
     timeless = sum(e.modified is None for group in groups.values() for e in group.values())
     return Orphans({name: e for group in old for name, e in group.items()}, timeless)
 
 
-def _spare_segments(store: Store, entries: Mapping[str, Entry], but: Collection[str]) -> dict[str, dict[str, Entry]]:
-    """Return the replay segments that only the checkpoints and announcements *but* need, if any may go."""
-    needed = needed_segments(store, but)
-    if needed is None or _waiting_replacements(entries):
-        return {}
-    return {
-        name: {name: entry}
-        for name, entry in entries.items()
-        if name.startswith(f"{REPLAY}/") and _is_spare(name, needed)
-    }
+def _unnamed(
+    entries: Mapping[str, Entry], found: Sequence[Checkpoint], left_alone: Collection[str]
+) -> dict[str, dict[str, Entry]]:
+    """Return the files of this package that no manifest of *found* names, in groups that go as a whole."""
+    named = {c.name: {*c.files, MANIFEST} for c in found}
+    groups: dict[str, dict[str, Entry]] = defaultdict(dict)
+    for name, entry in entries.items():
+        folder, _, base = name.partition("/")
+        if folder in left_alone or not _OURS.fullmatch(folder):
+            continue
+        if folder not in named:
+            groups[folder][name] = entry
+        elif base not in named[folder] and "/" not in base:
+            groups[name][name] = entry
+    return groups
 
 
 def remove_orphans(store: Store, names: Collection[str], before: float) -> None:
@@ -71,37 +72,23 @@ def remove_orphans(store: Store, names: Collection[str], before: float) -> None:
         for name in batch:
             if name in still:
                 store.remove(name)
-    for folder in sorted({name.rpartition("/")[0] for name in names}, reverse=True):
-        if folder:
-            store.remove_empty_folder(folder)
-
-
-def _is_ours(folder: str, entries: Collection[str]) -> bool:
-    """Return whether a file in *folder*, which has no manifest, is one that this package has written."""
-    if STEP.fullmatch(folder):
-        return True
-    staged = _STAGED.fullmatch(folder)
-    if staged is None:
-        return folder.startswith(".") and folder.endswith(".tmp")
-    return staged["kind"] != "former" or folder not in _waiting_replacements(entries)
+    for folder in sorted({name.rpartition("/")[0] for name in names} - {""}, reverse=True):
+        store.remove_empty_folder(folder)
 
 
 def _waiting_replacements(entries: Collection[str]) -> set[str]:
-    """Folders of a checkpoint that was about to be replaced, where the new one has not arrived."""
-    staged = [_STAGED.fullmatch(name.partition("/")[0]) for name in entries]
+    """Return the folders of checkpoints that were to be replaced, where the new one has not arrived."""
+    folders = map(_FORMER.fullmatch, {name.partition("/")[0] for name in entries})
     return {
-        found[0]
-        for found in staged
-        if found
-        and found["kind"] == "former"
-        and f"{found[0]}/{MANIFEST}" in entries
-        and f"{found[1]}/{MANIFEST}" not in entries
+        former[0]
+        for former in folders
+        if former and f"{former[0]}/{MANIFEST}" in entries and f"{former[1]}/{MANIFEST}" not in entries
     }
 
 
 def _is_spare(name: str, needed: Collection[str]) -> bool:
-    base = name.removeprefix(f"{REPLAY}/")
-    return base not in needed and _SEGMENT.fullmatch(base) is not None
+    segment = _SEGMENT.fullmatch(name)
+    return segment is not None and segment["name"] not in needed
 
 
 def _is_old(group: Mapping[str, Entry], before: float) -> bool:

@@ -1,17 +1,23 @@
 """A place is a folder of runs, one run, or the URL of either; each run in it is pruned alone."""
 
+import re
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 
-from rl_research.checkpoints import FOLDER, MANIFEST, Checkpoint, Retention, is_url, list_checkpoints, remove
+from rl_research import checkpoints
+from rl_research.checkpoints import FOLDER, MANIFEST, REPLAY, STEP, Retention, is_url
 from rl_research.config import did_you_mean
 from rl_research.errors import ConfigError, StorageError
 from rl_research.pruning.budget import enforce_budget
 from rl_research.pruning.orphans import find_orphans, remove_orphans
 from rl_research.pruning.plan import Pruned, Removal, Rules
-from rl_research.pruning.uploads import holder_of_stored, sweep_uploads
 from rl_research.runs import LEASE, RECORD, holder_of, leased_folder, unfinished_files
-from rl_research.storage import Entry, Store, below
+from rl_research.storage import FILE as STORE_LEASE, Entry, Store, Unfinished, below, holder_in
+
+_SILENCE = 3600.0  # seconds after which a lease in a store, renewed every few, is believed no more
+_UPLOAD = re.compile(rf"(?P<run>(?:[^/]+/)?{FOLDER})/(?:{STEP.pattern}|{REPLAY})/[^/]+")
 
 
 def prune_place(place: str, rules: Rules) -> Pruned:
@@ -19,7 +25,7 @@ def prune_place(place: str, rules: Rules) -> Pruned:
 
     Raises `ConfigError` for a folder that is not there, and connection failures as they come.
     """
-    result = Pruned(place)
+    result = Pruned(place, rules)
     folders = []
     for address in _runs_in(place, rules):
         result.runs += 1
@@ -27,14 +33,14 @@ def prune_place(place: str, rules: Rules) -> Pruned:
             if not is_url(address) and _is_run_folder(Path(address)):
                 result.bytes_before += sum(e.size for e in Store(address).entries().values())
                 folders.append(Path(address))
-                _prune_folder(Path(address), rules, result)
+                _prune_folder(Path(address), result)
             else:
-                _prune_stored(Store(below(address, FOLDER), rules.options), rules, result)
+                _prune_stored(Store(below(address, FOLDER), rules.options), result)
         except (PermissionError, StorageError) as error:
             result.refuse(address, error)
     if is_url(place):
-        sweep_uploads(place, rules, result)
-    enforce_budget(folders, rules, result)
+        _abort_uploads(Store(place, rules.options), result)
+    enforce_budget(folders, result)
     return result
 
 
@@ -50,13 +56,10 @@ def _runs_in(place: str, rules: Rules) -> Iterator[str]:
                 f"{place}: no folder of runs there.{did_you_mean(folder.name, known)} "
                 "Give a folder such as runs, a run folder, or a URL such as s3://BUCKET/PREFIX."
             )
-        if _is_run_folder(folder):
-            yield str(folder)
-            return
         place = str(folder)
     store, base = Store(place, rules.options), place.rstrip("/")
     names = store.folders()
-    if FOLDER in names:
+    if FOLDER in names or _is_run_folder(Path(place)):
         yield base
         return
     for name in names:
@@ -68,71 +71,51 @@ def _is_run_folder(folder: Path) -> bool:
     return (folder / RECORD).exists() or (folder / LEASE).exists()
 
 
-def _prune_stored(store: Store, rules: Rules, result: Pruned) -> None:
+def _prune_stored(store: Store, result: Pruned) -> None:
     entries = store.entries()
     result.bytes_before += sum(entry.size for entry in entries.values())
-    if (holder := holder_of_stored(store, entries, rules)) is not None:
-        result.spare(store.path(""), f"{holder} has this run open")
-        return
-    removals, timeless = _removals(store, entries, rules)
-    if timeless:
-        result.spare(store.path(""), f"{timeless} files of no manifest: their times are not told")
-    result.carry_out(removals, rules)
+    if not _is_open(store, entries, result):
+        result.carry_out(list(_removals(store, entries, result)))
 
 
-def _prune_folder(folder: Path, rules: Rules, result: Pruned) -> None:
-    def plan() -> list[Removal]:
+def _prune_folder(folder: Path, result: Pruned) -> None:
+    def removals() -> list[Removal]:
         store = Store(folder / FOLDER)
-        return [*_removals(store, store.entries(), rules)[0], *_unfinished(folder, rules)]
+        return [*_removals(store, store.entries(), result), *_unfinished(folder, result.rules)]
 
     if (holder := holder_of(folder)) is not None:
         result.spare(str(folder), f"{holder} has this run open")
-    elif removals := plan():
-        if rules.dry_run:
-            result.carry_out(removals, rules)
-            return
+    elif (found := removals()) and result.rules.dry_run:
+        result.carry_out(found)
+    elif found:
         try:
             with leased_folder(folder):
-                result.carry_out(plan(), rules)  # anew, for somebody may have been here
+                result.carry_out(removals())  # anew, for somebody may have been here
         except ConfigError as error:
             result.spare(str(folder), str(error))
 
 
-def _removals(store: Store, entries: Mapping[str, Entry], rules: Rules) -> tuple[list[Removal], int]:
-    """Return what is removed from a run's checkpoints, and how many files have no known age."""
-    unwanted = list(_not_kept(store, entries, rules))
-    removals = [_of_checkpoint(checkpoint, entries) for checkpoint in unwanted]
-    orphans = find_orphans(store, rules.before, gone=[c.name for c in unwanted])
-    if orphans.old:
-        names = sorted(orphans.old)
-        removals.append(
-            Removal(
-                store.path(f"{len(names)} files"),
-                sum(entry.size for entry in orphans.old.values()),
-                "no manifest names them",
-                lambda: remove_orphans(store, names, rules.before),
-            )
-        )
-    return removals, orphans.timeless
-
-
-def _not_kept(store: Store, entries: Mapping[str, Entry], rules: Rules) -> Iterator[Checkpoint]:
-    """Yield the checkpoints that the run's own retention, as its newest one tells it, does not keep."""
-    found = list_checkpoints(store)
+def _removals(store: Store, entries: Mapping[str, Entry], result: Pruned) -> Iterator[Removal]:
+    """Yield what is removed from a run's checkpoints; note how many files have no known age."""
+    before, found = result.rules.before, checkpoints.list_checkpoints(store)
     retention = Retention.recorded_in(found[-1]) if found else None
-    if retention is None:
-        return
-    keep = retention.kept(found)
+    kept = retention.kept(found) if retention else {checkpoint.name for checkpoint in found}
+    gone = []
     for checkpoint in found:
-        entry = entries.get(f"{checkpoint.name}/{MANIFEST}")
-        old = entry and entry.modified is not None and entry.modified < rules.before
-        if checkpoint.name not in keep and old:
-            yield checkpoint
-
-
-def _of_checkpoint(checkpoint: Checkpoint, entries: Mapping[str, Entry]) -> Removal:
-    own = [entry.size for name, entry in entries.items() if name.startswith(f"{checkpoint.name}/")]
-    return Removal(checkpoint.address, sum(own), "the run's retention does not keep it", lambda: remove(checkpoint))
+        manifest = entries.get(f"{checkpoint.name}/{MANIFEST}")
+        old = manifest and manifest.modified is not None and manifest.modified < before
+        if checkpoint.name not in kept and old:
+            gone.append(checkpoint.name)
+            size = sum(e.size for name, e in entries.items() if name.startswith(f"{checkpoint.name}/"))
+            reason = "the run's retention does not keep it"
+            yield Removal(checkpoint.address, size, reason, partial(checkpoints.remove, checkpoint))
+    orphans = find_orphans(store, before, gone=gone)
+    if orphans.timeless:
+        result.spare(store.path(""), f"{orphans.timeless} files of no manifest: their times are not told")
+    if names := sorted(orphans.old):
+        path, size = store.path(f"{len(names)} files"), sum(entry.size for entry in orphans.old.values())
+        remove = partial(remove_orphans, store, names, before)
+        yield Removal(path, size, "no manifest names them", remove)
 
 
 def _unfinished(folder: Path, rules: Rules) -> Iterator[Removal]:
@@ -141,3 +124,45 @@ def _unfinished(folder: Path, rules: Rules) -> Iterator[Removal]:
         facts = path.stat()
         if path.parent.name != FOLDER and facts.st_mtime < rules.before:
             yield Removal(str(path), facts.st_size, "left half-written", path.unlink)
+
+
+def _is_open(store: Store, entries: Mapping[str, Entry], result: Pruned) -> bool:
+    """Return whether a process has the run in *store* open, and note that it is left alone then."""
+    lease = entries.get(STORE_LEASE)
+    alive = lease and (lease.modified is None or lease.modified > result.rules.now - _SILENCE)
+    holder = holder_in(store) if alive else None
+    if holder is not None:
+        result.spare(store.path(""), f"{holder} has this run open")
+    return holder is not None
+
+
+def _abort_uploads(store: Store, result: Pruned) -> None:
+    """Abort unfinished uploads of runs in *store*: no listing shows them, and they are paid for.
+
+    They go if their last bytes are older than the grace period and no process has the run open. A store
+    that does not tell, or does not let go, is no failure: a line says which right is missing.
+    """
+    try:
+        found = store.unfinished_uploads()
+    except StorageError as error:
+        result.spare(store.url, f"unfinished uploads there are not looked for: {error}")
+        return
+    by_run: dict[str, list[Removal]] = defaultdict(list)
+    for upload in found:
+        if (ours := _UPLOAD.fullmatch(upload.name)) is not None:
+            result.bytes_before += upload.size or 0
+            if upload.modified < result.rules.before:
+                by_run[ours["run"]].append(_abortion(store, upload))
+    for run, removals in by_run.items():
+        stored = Store(below(result.place, run), result.rules.options)
+        try:
+            if not _is_open(stored, stored.entries(), result):
+                result.carry_out(removals, optional=True)
+        except StorageError as error:
+            result.refuse(stored.path(""), error)
+
+
+def _abortion(store: Store, upload: Unfinished) -> Removal:
+    size = ", of unknown size" if upload.size is None else ""
+    reason = f"an upload that was never finished{size}"
+    return Removal(store.path(upload.name), upload.size or 0, reason, partial(store.abort, upload))

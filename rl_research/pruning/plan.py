@@ -1,14 +1,12 @@
 """Rules of a pruning, the removals that they lead to, and the result."""
 
-import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from rl_research.errors import StorageError
 
-_log = logging.getLogger(__name__)
 DAY = 86400.0
 
 
@@ -57,6 +55,7 @@ class Pruned:
     """Result for a place: what was removed, what was spared and why, what could not be removed."""
 
     place: str
+    rules: Rules
     runs: int = 0
     bytes_before: int = 0
     removed: list[Removal] = field(default_factory=list)
@@ -73,21 +72,21 @@ class Pruned:
         """Bytes that the runs there still hold."""
         return self.bytes_before - self.bytes_removed
 
-    def carry_out(self, removals: list[Removal], rules: Rules, *, optional: bool = False) -> None:
+    def carry_out(self, removals: Sequence[Removal], *, optional: bool = False) -> None:
         """Remove, unless it is a dry run; a refusal is noted and ends it for this run.
 
         Of what is *optional* a refusal is no failure.
         """
         for removal in removals:
-            if not rules.dry_run:
-                try:
+            try:
+                if not self.rules.dry_run:
                     removal.remove()
-                except (PermissionError, StorageError) as error:
-                    if optional:
-                        self.spare(removal.path, str(error))
-                    else:
-                        self.refuse(removal.path, error)
-                    return
+            except (PermissionError, StorageError) as error:
+                if optional:
+                    self.spare(removal.path, str(error))
+                else:
+                    self.refuse(removal.path, error)
+                return
             self.removed.append(removal)
 
     def spare(self, path: str, reason: str) -> None:

@@ -1,13 +1,16 @@
-from .identity import check_same_experiment as check_same_experiment
+from .description import (
+    DESCRIPTION as DESCRIPTION,
+    check_same_experiment as check_same_experiment,
+    read_description as read_description,
+)
 from .lease import (
-    DELIVERY as DELIVERY,
+    FOR_UPLOAD as FOR_UPLOAD,
     LEASE as LEASE,
     holder_of as holder_of,
     leased_folder as leased_folder,
     stored_lease as stored_lease,
 )
 from .record import (
-    DESCRIPTION as DESCRIPTION,
     PROGRESS as PROGRESS,
     RECORD as RECORD,
     SCORES as SCORES,

@@ -12,16 +12,16 @@ from rl_research.storage import Store, StoreLease, lease_in
 from rl_research.system import Locked, StopRequest, lock_holder, locked
 
 LEASE = ".lease"
-DELIVERY = "the upload by "  # begins the word of a holder that only delivers a checkpoint
+FOR_UPLOAD = "the upload by "  # before the name of a holder that only uploads what the run has left
 _LOOK_TAKES = 0.25  # seconds for `holder_of`, which locks what it looks at
-_DELIVERY_TAKES = 120.0  # seconds that a run waits for it
+_UPLOAD_TAKES = 120.0  # seconds that a run waits for it
 
 
 @contextmanager
 def leased_folder(folder: Path, purpose: str = "") -> Iterator[IO[str]]:
     """Hold the lock of the run in *folder* in the block.
 
-    A holder whose *purpose* is a `DELIVERY` is waited for. Raises `ConfigError` naming any other one.
+    A holder whose *purpose* is `FOR_UPLOAD` is waited for. Raises `ConfigError` naming any other one.
     """
     try:
         with locked(folder / LEASE, purpose, _seconds_to_wait) as lease:
@@ -34,7 +34,7 @@ def leased_folder(folder: Path, purpose: str = "") -> Iterator[IO[str]]:
 
 
 def _seconds_to_wait(holder: str) -> float:
-    return _DELIVERY_TAKES if holder.startswith(DELIVERY) else _LOOK_TAKES
+    return _UPLOAD_TAKES if holder.startswith(FOR_UPLOAD) else _LOOK_TAKES
 
 
 def holder_of(folder: Path) -> str | None:
@@ -45,7 +45,7 @@ def holder_of(folder: Path) -> str | None:
 @contextmanager
 def leased_store(config: Config, stop: StopRequest) -> Iterator[StoreLease | None]:
     """Hold the run in ``storage.url``, too, where there is one."""
-    if checkpoints.store_of(config) is None:
+    if config.storage.url is None:
         yield None
         return
     lease = StoreLease(lambda: _store(config), str(config.run_id), config.storage.lease)

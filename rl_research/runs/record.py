@@ -16,7 +16,6 @@ _log = logging.getLogger(__name__)
 RECORD = "run.json"
 SCORES = "scores.json"
 PROGRESS = "progress.csv"
-DESCRIPTION = "config.yaml"
 _RESULT = {
     "run_id", "run_dir", "status", "global_step", "parameters_sha256", "checkpoint",
     "scores", "published", "wandb", "flow_run_id", "seconds", "not_uploaded",

@@ -1,5 +1,6 @@
 """One run: its folder, its lease, its logger, and the record of what it has come to."""
 
+import itertools
 import logging
 import math
 import os
@@ -14,11 +15,11 @@ import yaml
 from rl_research import checkpoints
 from rl_research.config import Config, Experiment
 from rl_research.errors import ConfigError, Interrupted, StorageError
-from rl_research.runs.identity import check_same_experiment, described
+from rl_research.runs.description import DESCRIPTION, check_same_experiment, described, write_description
 from rl_research.runs.lease import LEASE, leased_folder, leased_store
-from rl_research.runs.record import DESCRIPTION, RECORD, RunRecord, read_record, utc_now
+from rl_research.runs.record import RECORD, RunRecord, read_record, utc_now
 from rl_research.storage import StoreLease
-from rl_research.system import Overdue, StopRequest, listening, raise_if_refused, without_password, write_atomically
+from rl_research.system import Overdue, StopRequest, listening, raise_if_refused
 from rl_research.tracking import ExperimentLogger, current_flow_run, git_state, package_versions
 
 _log = logging.getLogger(__name__)
@@ -152,8 +153,9 @@ def open_run(experiment: Experiment) -> Iterator[Run]:
         leased_store(config, stop) as store_lease,
     ):
         _check_same_experiment(config)
-        _sweep(folder)
-        _write_description(experiment)
+        for left in unfinished_files(folder):
+            left.unlink()
+        write_description(experiment)
         run = Run(experiment, ExperimentLogger(config, run_dir=folder), stop, lease, store_lease)
         try:
             yield from _opened(run)
@@ -178,20 +180,6 @@ def _opened(run: Run) -> Iterator[Run]:
         stopped = isinstance(error, Interrupted | KeyboardInterrupt)
         run.save(status="interrupted" if stopped else "failed", finished_at=utc_now())
         raise
-
-
-def _write_description(experiment: Experiment) -> None:
-    folder = experiment.run_dir
-    text = yaml.safe_dump(described(experiment.config), sort_keys=False, allow_unicode=True)
-    write_atomically(folder / DESCRIPTION, text.encode())
-    shown = [line for line in experiment.overrides if "storage.options" not in line]
-    lines = "".join(f"{without_password(line)}\n" for line in shown)
-    write_atomically(folder / "overrides.txt", lines.encode())
-
-
-def _sweep(folder: Path) -> None:
-    for left in unfinished_files(folder):
-        left.unlink()
 
 
 def unfinished_files(folder: Path) -> list[Path]:
@@ -237,14 +225,9 @@ def _start_afresh(config: Config) -> None:
             f"resume=never: {store.url} holds checkpoints of run_id={config.run_id}, which a later "
             "start would go on from. Remove them, or choose another run_id."
         )
-    _set_aside(folder)
-
-
-def _set_aside(folder: Path) -> None:
     if (folder / RECORD).exists():
         with leased_folder(folder):
-            number = 1
-            while (former := folder.with_name(f"{folder.name}.replaced-{number}")).exists():
-                number += 1
+            names = (f"{folder.name}.replaced-{number}" for number in itertools.count(1))
+            former = next(path for path in map(folder.with_name, names) if not path.exists())
             folder.rename(former)
         _log.info("the former run is kept as %s", former)

@@ -18,7 +18,7 @@ from rl_research.errors import LoggingError, StorageError
 from rl_research.runs import Run, RunRecord, read_record
 from rl_research.system import unused
 from rl_research.tracking import ExperimentLogger, logged_artifacts, logs_of, settings_to_reopen
-from rl_research.uploads.run_storage import RunStorage, Uploaded
+from rl_research.uploads.run_storage import RunStorage
 
 _log = logging.getLogger(__name__)
 
@@ -28,7 +28,7 @@ _EXIT_CODES = {"finished": 0, "failed": 1}  # of runs that nobody resumes withou
 
 
 def upload_and_announce(
-    run: Run, checkpoint: Checkpoint, upload: Callable[[Checkpoint], Uploaded] | None = None
+    run: Run, checkpoint: Checkpoint, upload: Callable[[Checkpoint], Checkpoint] | None = None
 ) -> Checkpoint:
     """Copy *checkpoint* to ``storage.url``, if there is one, and announce it; return it as it lies there.
 
@@ -40,20 +40,19 @@ def upload_and_announce(
     if run.config.storage.url is None:
         return checkpoint
     storage = RunStorage(run.dir, run.config)
-    uploaded = upload(checkpoint) if upload else storage.upload(checkpoint, run.confirm_lease)
-    there = uploaded.checkpoint
-    may_wait = not run.stop and storage.ledger().failures(there) < _TRIES
+    there = upload(checkpoint) if upload else storage.upload(checkpoint, run.confirm_lease)
+    may_wait = not run.stop and storage.ledger().entry(there).failures < _TRIES
     try:
-        announce(run, there, _TIMEOUT if may_wait else 0.0, uploaded.best_kept)
+        announce(run, there, _TIMEOUT if may_wait else 0.0)
     except ConnectionError:
-        storage.ledger().note(there, arrived=True, failed=True)
+        storage.ledger().note(there, failures=1)
         raise
     except LoggingError as error:
         _log.warning("step %d has arrived, but %s", there.global_step, error)
     return there
 
 
-def announce(run: Run, checkpoint: Checkpoint, wait: float = 0.0, best_kept: float | None = None) -> None:
+def announce(run: Run, checkpoint: Checkpoint, wait: float = 0.0) -> None:
     """Log where *checkpoint* lies in the open W&B run, once for its content.
 
     The last one of a run is announced when it has its final score. *wait*, and what is raised where the
@@ -62,8 +61,8 @@ def announce(run: Run, checkpoint: Checkpoint, wait: float = 0.0, best_kept: flo
     storage = RunStorage(run.dir, run.config)
     ledger = storage.ledger()
     if not (storage.awaits_score(checkpoint) or ledger.announced(checkpoint)):
-        _log_artifact(run.logger, storage, checkpoint, wait, best_kept)
-        ledger.note(checkpoint, arrived=True, announced=True)
+        _log_artifact(run.logger, storage, checkpoint, wait)
+        ledger.note(checkpoint, announced=True)
 
 
 def checkpoint_facts(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -101,18 +100,18 @@ def announce_late(storage: RunStorage, arrived: list[Checkpoint]) -> None:
             to_log.append(Checkpoint(store, newest.name, newest.manifest))
         with _reopened(storage, record) as logger:
             for checkpoint in to_log:
-                _log_artifact(logger, storage, checkpoint, _TIMEOUT)
+                _log_artifact(logger, storage, checkpoint, _TIMEOUT, late=True)
     for checkpoint in there:
-        ledger.note(checkpoint, arrived=True, announced=True)
+        ledger.note(checkpoint, announced=True)
     _log.info("%s: W&B is told of %d checkpoints", storage.config.run_id, len(there))
 
 
 def _log_artifact(
-    logger: ExperimentLogger, storage: RunStorage, checkpoint: Checkpoint, wait: float, best_kept: float | None = None
+    logger: ExperimentLogger, storage: RunStorage, checkpoint: Checkpoint, wait: float, late: bool = False
 ) -> None:
     ledger = storage.ledger()
     aliases = ["latest", f"step-{checkpoint.global_step}"]
-    if ledger.is_best(checkpoint, best_kept):
+    if ledger.is_best(checkpoint, ask_store=late):
         aliases.append("best")
     facts = {**checkpoint_facts(checkpoint), "storage_url": ledger.place or None}
     uri = checkpoint.store.address(checkpoint.name)
@@ -136,7 +135,7 @@ def _reopened(storage: RunStorage, record: RunRecord) -> Iterator[ExperimentLogg
     leaves nothing that looks like a crashed run. The log of an online one is not needed any more.
     """
     run_id, folder = str(storage.config.run_id), _wandb_folder(storage, record)
-    aside = folder / f".afterword-{run_id}"
+    aside = folder / f".reopened-{run_id}"
     shutil.rmtree(aside, ignore_errors=True)  # a killed process's
     offline = record.wandb.mode == "offline" or any(logs_of(folder, run_id, kinds="offline-run"))
     settings = settings_to_reopen(run_id, record.wandb.path or "", "offline" if offline else "online", aside)

@@ -1,20 +1,15 @@
 """Uploads that ended runs have left undone: which they are, and how they are done afterwards."""
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
-
-import yaml
 
 from rl_research import checkpoints
 from rl_research.checkpoints import Checkpoint
-from rl_research.config import Config, validated
 from rl_research.errors import ConfigError
-from rl_research.runs import DELIVERY, DESCRIPTION, leased_folder, read_record
+from rl_research.runs import DESCRIPTION, FOR_UPLOAD, leased_folder, read_description, read_record
 from rl_research.storage import StoreLease
-from rl_research.system import MASK
 from rl_research.uploads.run_storage import RunStorage
 
 _log = logging.getLogger(__name__)
@@ -29,8 +24,8 @@ def runs_with_storage(runs_dir: Path) -> Iterator[RunStorage]:
     for description in sorted(runs_dir.expanduser().glob(f"*/{DESCRIPTION}")):
         folder = description.parent
         try:
-            config = _configuration(description)
-        except (ConfigError, OSError, ValueError, yaml.YAMLError) as error:
+            config = read_description(folder)
+        except ConfigError as error:
             _log.warning("%s is left out: %s", folder, str(error).splitlines()[0])
             continue
         if config.run_id == folder.name and config.storage.url is not None:
@@ -58,7 +53,7 @@ def leased_for_upload(storage: RunStorage) -> Iterator[Callable[[], None]]:
     A run that is started meanwhile waits. Raises `ConfigError` if a process has the run open: that one
     uploads by itself.
     """
-    with leased_folder(storage.folder, DELIVERY):
+    with leased_folder(storage.folder, FOR_UPLOAD):
         lease = StoreLease(storage.store, str(storage.config.run_id), storage.config.storage.lease)
         lease.acquire()
         try:
@@ -73,22 +68,3 @@ def record_uploads(storage: RunStorage) -> None:
         for name, value in storage.summary().items():
             setattr(record, name, value)
         record.write(storage.folder)
-
-
-def _configuration(description: Path) -> Config:
-    found = yaml.safe_load(description.read_text())
-    if not isinstance(found, dict):
-        raise ConfigError(f"{description}: no configuration")
-    storage = dict(found.get("storage") or {})
-    if MASK in str(storage.get("url")):
-        raise ConfigError(
-            f"storage.url={storage['url']}: its secret is not kept in {description}. "
-            "Start the run again with it, or give the secret by the environment."
-        )
-    storage["options"] = _unmasked(storage.get("options") or {})
-    return validated(Config, {**found, "storage": storage})
-
-
-def _unmasked(values: Mapping[str, Any]) -> dict[str, Any]:
-    plain = {k: _unmasked(v) if isinstance(v, Mapping) else v for k, v in values.items()}
-    return {key: value for key, value in plain.items() if value != MASK}

@@ -4,12 +4,13 @@
 holds. It is a note and not the truth, which the store's manifests are.
 """
 
-import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from rl_research import checkpoints
 from rl_research.checkpoints import Checkpoint
@@ -18,14 +19,6 @@ from rl_research.storage import Store
 from rl_research.system import without_password, write_atomically
 
 LEDGER = "deliveries.json"
-
-
-@dataclass(frozen=True)
-class Uploaded:
-    """A checkpoint as it lies in the store, and the best mean return of all that is kept there."""
-
-    checkpoint: Checkpoint
-    best_kept: float
 
 
 @dataclass(frozen=True)
@@ -41,24 +34,24 @@ class RunStorage:
         assert found is not None, "only a run with a storage.url has a place there"
         return found
 
-    def upload(self, checkpoint: Checkpoint, confirm: Callable[[], None]) -> Uploaded:
+    def upload(self, checkpoint: Checkpoint, confirm: Callable[[], None]) -> Checkpoint:
         """Copy *checkpoint* to the store unless it is there, and apply the run's retention to the store.
 
-        *confirm* is that of `checkpoints.upload`. After scoring, the manifest alone is sent again.
-        Connection failures are raised as they come.
+        Returns it as it lies there. *confirm* is that of `checkpoints.upload`. After scoring, the manifest
+        alone is sent again. Connection failures are raised as they come.
         """
         store, ledger = self.store(), self.ledger()
         uploaded = Checkpoint(store, checkpoint.name, checkpoint.manifest)
-        if checkpoints.is_in(checkpoint, store):
-            # Without an entry of ours, another machine has uploaded and announced it.
-            announced = not ledger.knows(checkpoint) and not self.awaits_score(checkpoint)
-            ledger.note(uploaded, arrived=True, announced=announced)
-        else:
+        is_there = checkpoints.is_in(checkpoint, store)
+        # Without an entry of ours, another machine has uploaded and announced it.
+        announced = is_there and not ledger.knows(checkpoint) and not self.awaits_score(checkpoint)
+        if not is_there:
             ledger.note(uploaded, arrived=False)
             checkpoints.upload(checkpoint, store, confirm)
-            ledger.note(uploaded, arrived=True)
+        ledger.note(uploaded, announced=announced)
         kept = checkpoints.prune_store(store, checkpoints.Retention.of(self.config))
-        return Uploaded(uploaded, max(map(mean_of, kept), default=-math.inf))
+        ledger.note(uploaded, kept=kept)
+        return uploaded
 
     def awaits_score(self, checkpoint: Checkpoint) -> bool:
         """Return whether *checkpoint* is the last of its run and has yet to get its final score."""
@@ -89,10 +82,10 @@ class RunStorage:
 
     def summary(self) -> dict[str, Any]:
         """Return what the run's record says: steps not uploaded, and where the newest checkpoint is."""
-        newest = checkpoints.local_checkpoints(self.folder)[-1:]
-        address = self.ledger().address(newest[0]) if newest else None
+        ledger, newest = self.ledger(), checkpoints.local_checkpoints(self.folder)[-1:]
+        addresses = [ledger.entry(c).address for c in newest if ledger.arrived(c)]
         steps = [checkpoint.global_step for checkpoint in self.not_uploaded()]
-        return {"not_uploaded": steps, **({"checkpoint": address} if address else {})}
+        return {"not_uploaded": steps, **({"checkpoint": addresses[0]} if any(addresses) else {})}
 
 
 def mean_of(checkpoint: Checkpoint) -> float:
@@ -100,75 +93,95 @@ def mean_of(checkpoint: Checkpoint) -> float:
     return checkpoint.mean if math.isfinite(checkpoint.mean) else -math.inf
 
 
+def _best(found: Iterable[Checkpoint]) -> float | None:
+    """Return the best mean return of *found*, None where none has one; JSON has no infinity."""
+    best = max(map(mean_of, found), default=-math.inf)
+    return best if math.isfinite(best) else None
+
+
+class UploadEntry(BaseModel):
+    """How far a checkpoint is on its way to *address* in the storage *place*."""
+
+    model_config = ConfigDict(extra="allow")
+
+    place: str = ""
+    address: str | None = None
+    arrived: str | None = None  # hash of the manifest that has arrived
+    told: str | None = None  # hash of the files that W&B knows
+    failures: int = 0  # times that W&B could not be told
+    best_kept: float | None = None  # best mean return in the store when it had arrived
+
+
+class _Entries(BaseModel):
+    """``deliveries.json``; *best* is the best mean return that W&B has been told."""
+
+    model_config = ConfigDict(extra="allow")
+
+    best: float | None = None
+    checkpoints: dict[str, UploadEntry] = Field(default_factory=dict)
+
+
 class UploadLedger:
     """Entries of the run folder *folder* on checkpoints in the storage *place*, a URL without its password.
 
-    *place* is empty where the run folder is all there is.
+    *place* is empty where the run folder is all there is. A ledger that cannot be read counts as empty, for
+    the store can be asked again.
     """
 
     def __init__(self, folder: Path, place: str) -> None:
         self._folder, self.place = folder, place
-        found = _read(folder / LEDGER)
-        self._entries: dict[str, Any] = found.get("checkpoints", {})
-        best = found.get("best")
-        self._best = -math.inf if best is None else float(best)
+        try:
+            self._stored = _Entries.model_validate_json((folder / LEDGER).read_bytes())
+        except (OSError, ValidationError):
+            self._stored = _Entries()
+
+    def entry(self, checkpoint: Checkpoint) -> UploadEntry:
+        """Return what is known of *checkpoint* in this storage."""
+        found = self._stored.checkpoints.get(checkpoint.name)
+        return found if found and found.place == self.place else UploadEntry()
 
     def knows(self, checkpoint: Checkpoint) -> bool:
         """Return whether there is an entry of *checkpoint* for any storage."""
-        return checkpoint.name in self._entries
+        return checkpoint.name in self._stored.checkpoints
 
     def arrived(self, checkpoint: Checkpoint) -> bool:
         """Return whether *checkpoint* has arrived with this very manifest."""
-        return self._entry(checkpoint).get("arrived") == checkpoint.manifest.sha256()
-
-    def address(self, checkpoint: Checkpoint) -> str | None:
-        """Return where *checkpoint* has arrived, None if it has not."""
-        address = self._entry(checkpoint).get("address")
-        return str(address) if address and self.arrived(checkpoint) else None
+        return self.entry(checkpoint).arrived == checkpoint.manifest.sha256()
 
     def announced(self, checkpoint: Checkpoint) -> bool:
         """Return whether W&B has been told where these files are."""
-        return self._entry(checkpoint).get("told") == checkpoint.manifest.files_sha256()
+        return self.entry(checkpoint).told == checkpoint.manifest.files_sha256()
 
-    def failures(self, checkpoint: Checkpoint) -> int:
-        """Return how often W&B could not be told."""
-        return int(self._entry(checkpoint).get("failures", 0))
-
-    def is_best(self, checkpoint: Checkpoint, best_kept: float | None = None) -> bool:
+    def is_best(self, checkpoint: Checkpoint, *, ask_store: bool) -> bool:
         """Return whether no checkpoint that was announced, or is kept beside it, has a better score.
 
-        The store is asked for *best_kept* if the caller does not know it.
+        What is kept is known from a fresh upload. The store is listed where it is not, or with *ask_store*.
         """
-        if best_kept is None:
-            kept = checkpoints.list_checkpoints(checkpoint.store)
-            best_kept = max(map(mean_of, kept), default=-math.inf)
-        return mean_of(checkpoint) >= max(best_kept, self._best) > -math.inf
+        entry = self.entry(checkpoint)
+        if ask_store or "best_kept" not in entry.model_fields_set:
+            best_kept = _best(checkpoints.list_checkpoints(checkpoint.store))
+        else:
+            best_kept = entry.best_kept
+        known = [best for best in (best_kept, self._stored.best) if best is not None]
+        return bool(known) and mean_of(checkpoint) >= max(known)
 
-    def note(self, checkpoint: Checkpoint, *, arrived: bool, announced: bool = False, failed: bool = False) -> None:
-        """Write how far *checkpoint* is on its way to its address."""
-        entry = {**self._entry(checkpoint), "place": self.place, "address": checkpoint.address}
-        entry["arrived"] = checkpoint.manifest.sha256() if arrived else None
-        if failed:
-            entry["failures"] = self.failures(checkpoint) + 1
+    def note(
+        self, checkpoint: Checkpoint, *, arrived: bool = True, announced: bool = False, failures: int = 0,
+        kept: Sequence[Checkpoint] | None = None,
+    ) -> None:  # fmt: skip
+        """Write how far *checkpoint* is on its way to its address, and what is *kept* beside it there."""
+        stored, entry = self._stored, self.entry(checkpoint).model_copy()
+        entry.place, entry.address = self.place, checkpoint.address
+        entry.arrived = checkpoint.manifest.sha256() if arrived else None
+        entry.failures += failures
         if announced:
-            entry["told"] = checkpoint.manifest.files_sha256()
-            self._best = max(mean_of(checkpoint), self._best)
-        here = {c.name for c in checkpoints.local_checkpoints(self._folder)}
-        entries = {**self._entries, checkpoint.name: entry}
-        self._entries = {name: entries[name] for name in sorted(entries) if name in here}
-        best = self._best if math.isfinite(self._best) else None
-        text = json.dumps({"best": best, "checkpoints": self._entries}, indent=2) + "\n"
+            entry.told = checkpoint.manifest.files_sha256()
+        if kept is not None:
+            entry.best_kept = _best(kept)
+        local = {c.name for c in checkpoints.local_checkpoints(self._folder)}
+        entries = {**stored.checkpoints, checkpoint.name: entry}
+        stored.checkpoints = {name: entries[name] for name in sorted(entries) if name in local}
+        means = [*([checkpoint.mean] if announced else []), *([] if stored.best is None else [stored.best])]
+        stored.best = max(filter(math.isfinite, means), default=None)
+        text = stored.model_dump_json(indent=2, exclude_unset=True) + "\n"
         write_atomically(self._folder / LEDGER, text.encode())
-
-    def _entry(self, checkpoint: Checkpoint) -> Mapping[str, Any]:
-        entry = self._entries.get(checkpoint.name, {})
-        return entry if entry.get("place") == self.place else {}
-
-
-def _read(path: Path) -> dict[str, Any]:
-    """Return the ledger at *path*, an empty one if it cannot be read: the store can be asked again."""
-    try:
-        found = json.loads(path.read_text())
-        return found if isinstance(found.get("checkpoints"), dict) else {}
-    except (OSError, ValueError, AttributeError):
-        return {}

@@ -22,11 +22,11 @@ from multiprocessing.connection import Connection, Pipe
 from typing import Any
 
 from rl_research import checkpoints
-from rl_research.checkpoints import Checkpoint
+from rl_research.checkpoints import Checkpoint, Manifest
 from rl_research.errors import RunTakenOver, in_a_line
 from rl_research.storage import Share, StoreLease, crosses_network, is_transient
 from rl_research.system import when_parent_ends
-from rl_research.uploads.run_storage import RunStorage, Uploaded
+from rl_research.uploads.run_storage import RunStorage
 
 _NICE = 5  # where a core is short, training has it first
 _ITS_OWN = "SIGINT SIGTERM SIGHUP SIGUSR1 SIGUSR2"  # signals that are for the process that trains
@@ -64,7 +64,7 @@ class UploadWorker:
             with suppress(OSError):  # a machine short of memory may have some when it is needed
                 self._connected()
 
-    def upload(self, checkpoint: Checkpoint) -> Uploaded:
+    def upload(self, checkpoint: Checkpoint) -> Checkpoint:
         """Do what `RunStorage.upload` does, with the same errors.
 
         Raises `ConnectionResetError` if the process has died; the next call starts another one.
@@ -73,11 +73,10 @@ class UploadWorker:
             return self._storage.upload(checkpoint, self._confirm)
         answer = self._ask(checkpoint.address)
         if isinstance(answer, _Failure):
-            if answer.taken_over:
+            if isinstance(answer.copy, RunTakenOver):
                 self._confirm()  # so that training hears of it, too
             raise answer.error()
-        manifest, best_kept = answer
-        return Uploaded(Checkpoint(self._storage.store(), checkpoint.name, manifest), best_kept)
+        return Checkpoint(self._storage.store(), checkpoint.name, answer)
 
     def end(self) -> None:
         """End the process, whatever it is doing: what it is uploading has not arrived."""
@@ -106,15 +105,17 @@ class UploadWorker:
                 ours.send((os.getpid(), logging.getLogger().getEffectiveLevel(), self._storage))
             return self._connection
 
-    def _ask(self, address: str) -> Any:
+    def _ask(self, address: str) -> _Failure | Manifest:
         try:
             connection = self._connected()
             connection.send((address, None if self._lease is None else self._lease.share))
-            while isinstance(answer := connection.recv(), logging.LogRecord):
+            while True:
+                answer: _Failure | Manifest | logging.LogRecord = connection.recv()
+                if not isinstance(answer, logging.LogRecord):
+                    return answer
                 logger = logging.getLogger(answer.name)
                 if logger.isEnabledFor(answer.levelno):
                     logger.handle(answer)
-            return answer
         except (EOFError, ConnectionError) as error:
             raise ConnectionResetError(errno.ECONNRESET, self._forget_process()) from error
 
@@ -133,33 +134,25 @@ class UploadWorker:
 
 @dataclass(frozen=True)
 class _Failure:
-    """An error on its way from one process to the other; its cause and its traceback cannot be pickled."""
+    """An error on its way from one process to the other; its traceback cannot be pickled and is text."""
 
-    pickled: bytes | None
-    line: str
-    transient: bool
-    taken_over: bool
+    copy: Exception
     trace: str
 
     @classmethod
     def of(cls, error: Exception) -> _Failure:
-        pickled = None
+        """Make one of *error*, or of one that can be pickled and of which `is_transient` says the same."""
+        copy: Exception = (ConnectionError if is_transient(error) else RuntimeError)(in_a_line(error))
         with suppress(Exception):  # of some clients' errors no copy can be made
-            found = pickle.dumps(error)
-            pickled = found if is_transient(pickle.loads(found)) == is_transient(error) else None
-        trace = "".join(traceback.format_exception(error))
-        taken_over = isinstance(error, RunTakenOver)
-        return cls(pickled, in_a_line(error), is_transient(error), taken_over, trace)
+            if is_transient(pickle.loads(pickle.dumps(error))) == is_transient(error):
+                copy = error
+        return cls(copy, "".join(traceback.format_exception(error)))
 
     def error(self) -> Exception:
-        """Return the error, or one of which `is_transient` says the same."""
-        if self.pickled is not None:
-            error: Exception = pickle.loads(self.pickled)
-        else:
-            error = ConnectionError(self.line) if self.transient else RuntimeError(self.line)
-        if not isinstance(error, OSError):  # one that has a cause means what its cause does
-            error.__cause__ = _Trace(self.trace)
-        return error
+        """Return the error, caused by its traceback in the other process."""
+        if not isinstance(self.copy, OSError):  # one that has a cause means what its cause does
+            self.copy.__cause__ = _Trace(self.trace)
+        return self.copy
 
 
 class _Trace(Exception):
@@ -197,10 +190,9 @@ def serve(number: int) -> None:
             parent_side.put_nowait(_answer(storage, *connection.recv()))
 
 
-def _answer(storage: RunStorage, address: str, share: Share | None) -> _Failure | tuple[Any, float]:
+def _answer(storage: RunStorage, address: str, share: Share | None) -> _Failure | Manifest:
     lease = None if share is None else StoreLease.of(share, storage.store)
     try:
-        uploaded = storage.upload(checkpoints.find(address), lease.confirm if lease else lambda: None)
+        return storage.upload(checkpoints.find(address), lease.confirm if lease else lambda: None).manifest
     except Exception as error:  # noqa: BLE001  # raised where it was asked for
         return _Failure.of(error)
-    return uploaded.checkpoint.manifest, uploaded.best_kept

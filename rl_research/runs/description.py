@@ -1,0 +1,95 @@
+"""``config.yaml``, a run's experiment as its folder and its manifests describe it, without its secrets.
+
+Which experiment a run is, that file says: another one is not taken up under the same id.
+"""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from rl_research.config import Config, Experiment, validated
+from rl_research.errors import ConfigError
+from rl_research.system import MASK, without_password, write_atomically
+from rl_research.tracking import public
+
+DESCRIPTION = "config.yaml"
+#: Settings that may change between segments without changing a bit of the result.
+_FREE = frozenset({"experiment.name", "experiment.total_timesteps", "experiment.published", "experiment.log_every"})
+_COMPARED = ("experiment", "algorithm", "env")
+
+
+def described(config: Config) -> dict[str, Any]:
+    """*config* as a manifest and a run folder hold it: complete, but for the storage's secrets."""
+    plain = config.model_dump(mode="json")
+    return {**plain, "storage": public(plain["storage"])}
+
+
+def write_description(experiment: Experiment) -> None:
+    """Write ``config.yaml`` and ``overrides.txt`` into the run's folder."""
+    folder = experiment.run_dir
+    text = yaml.safe_dump(described(experiment.config), sort_keys=False, allow_unicode=True)
+    write_atomically(folder / DESCRIPTION, text.encode())
+    shown = [line for line in experiment.overrides if "storage.options" not in line]
+    lines = "".join(f"{without_password(line)}\n" for line in shown)
+    write_atomically(folder / "overrides.txt", lines.encode())
+
+
+def read_description(folder: Path) -> Config:
+    """Return the configuration of the run in *folder*.
+
+    Masked options are left out, so credentials come from where the store's client finds them. Raises
+    `ConfigError` where it is no configuration, or where the secret of ``storage.url`` is masked.
+    """
+    path = folder / DESCRIPTION
+    try:
+        found = yaml.safe_load(path.read_text())
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path}: {error}") from None
+    if not isinstance(found, dict):
+        raise ConfigError(f"{path}: no configuration")
+    storage = dict(found.get("storage") or {})
+    if MASK in str(storage.get("url")):
+        raise ConfigError(
+            f"storage.url={storage['url']}: its secret is not kept in {path}. "
+            "Start the run again with it, or give the secret by the environment."
+        )
+    storage["options"] = _unmasked(storage.get("options") or {})
+    return validated(Config, {**found, "storage": storage})
+
+
+def _unmasked(values: Mapping[str, Any]) -> dict[str, Any]:
+    plain = {k: _unmasked(v) if isinstance(v, Mapping) else v for k, v in values.items()}
+    return {key: value for key, value in plain.items() if value != MASK}
+
+
+def check_same_experiment(config: Config, before: Mapping[str, Any]) -> None:
+    """Raise `ConfigError` with the difference if *before* describes another experiment.
+
+    A longer budget is allowed: schedules then span the longer budget from here on.
+    """
+    now = config.model_dump(mode="json")
+    changed = [
+        f"{path} was {_shown(old)}, now {_shown(new)}"
+        for section in _COMPARED
+        for path, old, new in _differences(before.get(section), now[section], section)
+        if path not in _FREE
+    ]
+    if changed:
+        raise ConfigError(
+            f"run_id={config.run_id}: this run was started with other settings: {'; '.join(changed)}. "
+            "Go on with the former ones, or start another run with run_id=NAME."
+        )
+
+
+def _differences(old: Any, new: Any, path: str) -> Iterator[tuple[str, Any, Any]]:
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        for key in sorted({*old, *new}):
+            yield from _differences(old.get(key), new.get(key), f"{path}.{key}")
+    elif old != new:
+        yield path, old, new
+
+
+def _shown(value: Any) -> str:
+    return "not set" if value is None else str(value)
