@@ -37,7 +37,7 @@ def write_report(run_dir: Path, status: str | None = None) -> Path:
     """
     run = Run(run_dir)
     if status is not None:
-        run.record["status"] = status
+        run.record.status = status
     write_atomically(path := run_dir / "report.html", _page(run).encode("utf-8", "replace"))
     return path
 
@@ -50,7 +50,7 @@ def learning_curve_png(run_dir: Path) -> bytes | None:
 def summary_markdown(run_dir: Path) -> str:
     """Return a few lines of Markdown about the run, with its learning curve as a picture."""
     run = Run(run_dir)
-    lines = [f"# {_markdown(run.name)}", _markdown(" · ".join([*run.facts, run.status, run.date]))]
+    lines = [f"# {_markdown(run.name)}", _markdown(" · ".join([*run.facts, run.record.status, run.date]))]
     if run.mean is not None:
         lines.append(f"**{plus_minus(run.mean, run.std)}** {_markdown(run.meaning)}.")
     if (interval := run.interval) is not None:
@@ -70,13 +70,14 @@ class Run(RunFolder):
     @property
     def facts(self) -> list[str]:
         """Algorithm, environment and seed."""
-        seed = f"seed {self.text('seed')}" if self.text("seed") else ""
-        return [fact for fact in (self.text("algorithm").upper(), self.text("env"), seed) if fact]
+        record = self.record
+        seed = "" if record.seed is None else f"seed {record.seed}"
+        return [fact for fact in ((record.algorithm or "").upper(), record.env, seed) if fact]
 
     @property
     def date(self) -> str:
         """Date on which the run finished, else started."""
-        return moment(self.text("finished_at") or self.text("started_at"))
+        return moment(self.record.finished_at or self.record.started_at)
 
     @property
     def meaning(self) -> str:
@@ -99,18 +100,20 @@ class Run(RunFolder):
     @property
     def verdicts(self) -> list[str]:
         """Sentences that compare the score with the published one and with the environment's threshold."""
-        published, mean, verdicts = finite(self.published.get("mean")), self.mean, []
-        if mean is not None and published is not None:
-            verdicts.append(_against_published(mean, published, self.interval))
+        mean, verdicts = self.mean, []
+        if mean is not None and self.published is not None:
+            verdicts.append(_against_published(mean, self.published.mean, self.interval))
         if mean is not None and self.threshold is not None:
             solved = "solved" if mean >= self.threshold else "not solved"
-            verdicts.append(f"{self.text('env')} is {solved}: its threshold is {number(self.threshold)}.")
+            verdicts.append(
+                f"{self.record.env or 'The environment'} is {solved}: its threshold is {number(self.threshold)}."
+            )
         return verdicts
 
     @property
     def references(self) -> list[Reference]:
         """Levels that figures show; one where both are the same."""
-        levels = {"published": finite(self.published.get("mean")), "threshold": self.threshold}
+        levels = {"published": None if self.published is None else self.published.mean, "threshold": self.threshold}
         known = {label: value for label, value in levels.items() if value is not None}
         by_value = {value: [k for k, v in known.items() if v == value] for value in known.values()}
         return [Reference(f"{', '.join(labels)} {number(v)}", v) for v, labels in by_value.items()]
@@ -118,8 +121,7 @@ class Run(RunFolder):
     @property
     def published_score(self) -> str:
         """Published mean ± deviation; empty where none is known."""
-        mean = finite(self.published.get("mean"))
-        return "" if mean is None else plus_minus(mean, finite(self.published.get("std")))
+        return "" if self.published is None else plus_minus(self.published.mean, self.published.std)
 
     @property
     def has_learning_curve(self) -> bool:
@@ -185,37 +187,33 @@ class Run(RunFolder):
     def resume_command(self) -> str:
         """Command line that continues it."""
         words = self.overrides
-        named = [w for w in words if re.match(r"\+*run_id=", w)] or [f"run_id={self.text('run_id')}"]
+        named = [w for w in words if re.match(r"\+*run_id=", w)] or [f"run_id={self.record.run_id or self.folder.name}"]
         return shlex.join(["rl-research", "train", *[w for w in words if w not in named], *named])
 
     @property
     def wandb_commands(self) -> list[str]:
         """Commands that show an offline W&B run, and send it to a server."""
-        folder = self.wandb.get("dir") or self.wandb.get("path")
-        if self.wandb.get("mode") != "offline" or not folder:
+        folder = self.record.wandb.dir or self.record.wandb.path
+        if self.record.wandb.mode != "offline" or not folder:
             return []
         return [
-            shlex.join(["wandb", "leet", "run", str(folder)]),
+            shlex.join(["wandb", "leet", "run", folder]),
             shlex.join(["rl-research", "sync", str(Path(folder).parent)]),
         ]
 
     @property
     def links(self) -> dict[str, str]:
         """Other pages of this run; only web addresses are links."""
-        known = (("W&B run", self.wandb.get("url")), ("Prefect flow run", self.text("flow_run_url")))
-        return {label: url for label, url in known if isinstance(url, str) and _WEB.match(url)}
+        known = (("W&B run", self.record.wandb.url), ("Prefect flow run", self.record.flow_run_url))
+        return {label: url for label, url in known if url and _WEB.match(url)}
 
     @property
     def history(self) -> Iterator[str]:
         """A line for each time that a process resumed the run."""
-        segments = self.record.get("segments")
-        later = segments[1:] if isinstance(segments, list) else []
-        for count, segment in enumerate(later, 2):
-            if isinstance(segment, dict):
-                away = finite(segment.get("away_seconds"))
-                after = "" if away is None else f", {away:,.0f} s after the last sign of it"
-                step = finite(segment.get("from_step")) or 0.0
-                yield f"Segment {count}: {segment.get('after')}, goes on from step {step:,.0f}{after}."
+        for count, segment in enumerate(self.record.segments[1:], 2):
+            away = finite(segment.away_seconds)
+            after = "" if away is None else f", {away:,.0f} s after the last sign of it"
+            yield f"Segment {count}: {segment.after}, goes on from step {segment.from_step or 0:,}{after}."
 
     @property
     def cost(self) -> str:
@@ -223,7 +221,7 @@ class Run(RunFolder):
         known = []
         if (speed := self.steps_per_second) is not None:
             known.append(f"{speed:,.0f} steps/s")
-        if (cpu := finite(self.record.get("cpu_seconds"))) is not None:
+        if (cpu := finite(self.record.cpu_seconds)) is not None:
             known.append(f"{cpu:,.0f} CPU seconds")
         if kept := self.checkpoints:
             paths = {path: size for one in kept for path, (size, _) in one.paths().items()}

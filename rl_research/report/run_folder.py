@@ -1,6 +1,7 @@
 """The files of a run's folder, read for a report.
 
-Only ``run.json`` has to exist; whatever else is missing, short or damaged is left out.
+Only ``run.json`` has to exist; whatever else is missing, short or damaged is left out, and so is each damaged
+value of the record.
 """
 
 import csv
@@ -17,6 +18,7 @@ from pydantic import ValidationError
 from rl_research.checkpoints import FOLDER, Checkpoint, Scores, survey
 from rl_research.errors import ConfigError
 from rl_research.report.figures import Evaluation, Series
+from rl_research.runs import DESCRIPTION, PROGRESS, RECORD, SCORES, RunRecord, read_record
 from rl_research.statistics import Floats, bootstrap_interval
 from rl_research.storage import Store
 
@@ -28,32 +30,21 @@ class RunFolder:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.record = _record(folder / "run.json")
-        self.wandb, self.git, self.versions, self.published = (
-            _mapping(self.record.get(key)) for key in ("wandb", "git", "versions", "published")
-        )
-        self.scores = _scores(_json(folder / "scores.json")) or _scores(self.record.get("scores"))
-        self.metrics = _progress(folder / "progress.csv")
+        self.record = _record(folder)
+        self.published = self.record.published
+        in_record = None if self.record.scores is None else self.record.scores.model_dump()
+        self.scores = _scores(_json(folder / SCORES)) or _scores(in_record)
+        self.metrics = _progress(folder / PROGRESS)
         self.evaluations = list(_evaluations(folder / "evaluations.npz"))
         self.returns = _floats(list(self.scores.returns) if self.scores else [])
         self.is_final = self.scores is not None and finite(self.scores.mean) is not None
         if not self.is_final and self.evaluations:
             self.returns = self.evaluations[-1].returns
 
-    def text(self, key: str) -> str:
-        """Return the value of *key* in ``run.json`` as text; empty where there is none."""
-        value = self.record.get(key)
-        return "" if value is None else str(value)
-
     @property
     def name(self) -> str:
         """Name of the experiment, else of the run."""
-        return self.text("name") or self.text("run_id") or self.folder.name
-
-    @property
-    def status(self) -> str:
-        """``finished``, ``running``, ``interrupted`` or ``failed``."""
-        return self.text("status") or "unknown"
+        return self.record.name or self.record.run_id or self.folder.name
 
     @property
     def mean(self) -> float | None:
@@ -70,14 +61,14 @@ class RunFolder:
     @property
     def threshold(self) -> float | None:
         """Mean return from which the environment counts as solved."""
-        return finite(self.record.get("reward_threshold"))
+        return finite(self.record.reward_threshold)
 
     @property
     def steps_per_second(self) -> float | None:
         """Speed as Stable-Baselines3 last measured it, else over the whole run."""
         if fps := self.metrics.get("time/fps"):
             return float(fps.values[-1])
-        steps, seconds = finite(self.record.get("global_step")), finite(self.record.get("seconds"))
+        steps, seconds = self.record.global_step, finite(self.record.seconds)
         return steps / seconds if steps and seconds else None
 
     @property
@@ -89,7 +80,7 @@ class RunFolder:
     def configuration(self) -> dict[str, dict[str, str]]:
         """Every setting, by its path within its section; settings of no section come first."""
         sections: dict[str, dict[str, str]] = {"run": {}}
-        for path, value in _leaves(_yaml(self.folder / "config.yaml")):
+        for path, value in _leaves(_yaml(self.folder / DESCRIPTION)):
             section, _, rest = path.partition(".")
             sections.setdefault(section if rest else "run", {})[rest or section] = value
         return {section: leaves for section, leaves in sections.items() if leaves}
@@ -97,7 +88,7 @@ class RunFolder:
     @property
     def files(self) -> list[str]:
         """Files from which the page was made."""
-        names = ("run.json", "config.yaml", "progress.csv", "evaluations.npz", "scores.json")
+        names = (RECORD, DESCRIPTION, PROGRESS, "evaluations.npz", SCORES)
         return [name for name in names if (self.folder / name).exists()]
 
     @property
@@ -122,9 +113,10 @@ def finite(value: object) -> float | None:
         return None
 
 
-def _record(path: Path) -> dict[str, Any]:
-    if record := _mapping(_json(path)):
+def _record(folder: Path) -> RunRecord:
+    if (record := read_record(folder)) is not None:
         return record
+    path = folder / RECORD
     state = "does not hold a run's record" if path.exists() else "is missing"
     raise ConfigError(f"{path} {state}: a report is written from the folder of a run.")
 
@@ -151,10 +143,6 @@ def _lines(path: Path) -> list[str]:
     except OSError:
         return []
     return [line.strip() for line in lines if line.strip()]
-
-
-def _mapping(value: object) -> dict[str, Any]:
-    return {str(key): item for key, item in value.items()} if isinstance(value, dict) else {}
 
 
 def _scores(value: object) -> Scores | None:

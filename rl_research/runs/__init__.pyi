@@ -1,8 +1,4 @@
-from .description import (
-    DESCRIPTION as DESCRIPTION,
-    check_same_experiment as check_same_experiment,
-    read_description as read_description,
-)
+from .description import check_same_experiment as check_same_experiment, read_description as read_description
 from .lease import (
     FOR_UPLOAD as FOR_UPLOAD,
     LEASE as LEASE,
@@ -11,6 +7,7 @@ from .lease import (
     stored_lease as stored_lease,
 )
 from .record import (
+    DESCRIPTION as DESCRIPTION,
     PROGRESS as PROGRESS,
     RECORD as RECORD,
     SCORES as SCORES,

@@ -11,10 +11,10 @@ import yaml
 
 from rl_research.config import Config, Experiment, validated
 from rl_research.errors import ConfigError
+from rl_research.runs.record import DESCRIPTION
 from rl_research.system import MASK, without_password, write_atomically
 from rl_research.tracking import public
 
-DESCRIPTION = "config.yaml"
 #: Settings that may change between segments without changing a bit of the result.
 _FREE = frozenset({"experiment.name", "experiment.total_timesteps", "experiment.published", "experiment.log_every"})
 _COMPARED = ("experiment", "algorithm", "env")

@@ -5,21 +5,25 @@ import logging
 from collections.abc import Mapping
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
 from rl_research.system import write_atomically
 
 _log = logging.getLogger(__name__)
 
 RECORD = "run.json"
+DESCRIPTION = "config.yaml"
 SCORES = "scores.json"
 PROGRESS = "progress.csv"
 _RESULT = {
     "run_id", "run_dir", "status", "global_step", "parameters_sha256", "checkpoint",
     "scores", "published", "wandb", "flow_run_id", "seconds", "not_uploaded",
 }  # fmt: skip
+
+
+_Count = Annotated[int, Field(ge=0, lt=2**63)]  # a damaged one may be of any size
 
 
 class _Stored(BaseModel):
@@ -48,7 +52,7 @@ class SegmentRecord(_Stored):
     started_at: str
     after: str | None = None  # status of the one before; ``killed`` where it could not say so itself
     away_seconds: float | None = None
-    from_step: int | None = None
+    from_step: _Count | None = None
 
 
 class ScoreRecord(_Stored):
@@ -57,6 +61,14 @@ class ScoreRecord(_Stored):
     mean: float
     std: float = 0.0
     episodes: int = 0
+
+
+class PublishedRecord(_Stored):
+    """Score that others have published for this experiment."""
+
+    mean: FiniteFloat
+    std: FiniteFloat | None = None
+    source: str | None = None
 
 
 class PruneRecord(_Stored):
@@ -76,15 +88,15 @@ class RunRecord(_Stored):
     name: str | None = None
     algorithm: str | None = None
     env: str | None = None
-    seed: int | None = None
-    total_timesteps: int | None = None
-    global_step: int | None = None
+    seed: _Count | None = None
+    total_timesteps: _Count | None = None
+    global_step: _Count | None = None
     parameters_sha256: str | None = None
     checkpoint: str | None = None  # newest one, in storage if it is there
     local_checkpoint: str | None = None
     not_uploaded: list[int] = Field(default_factory=list)  # steps that storage lacks
     scores: ScoreRecord | None = None
-    published: dict[str, Any] | None = None
+    published: PublishedRecord | None = None
     reward_threshold: float | None = None
     wandb: WandbRecord = Field(default_factory=WandbRecord)
     flow_run_id: str | None = None

@@ -15,9 +15,9 @@ import yaml
 from rl_research import checkpoints
 from rl_research.config import Config, Experiment
 from rl_research.errors import ConfigError, Interrupted, StorageError
-from rl_research.runs.description import DESCRIPTION, check_same_experiment, described, write_description
+from rl_research.runs.description import check_same_experiment, described, write_description
 from rl_research.runs.lease import LEASE, leased_folder, leased_store
-from rl_research.runs.record import RECORD, RunRecord, read_record, utc_now
+from rl_research.runs.record import DESCRIPTION, RECORD, RunRecord, read_record, utc_now
 from rl_research.storage import StoreLease
 from rl_research.system import Overdue, StopRequest, listening, raise_if_refused
 from rl_research.tracking import ExperimentLogger, current_flow_run, git_state, package_versions
