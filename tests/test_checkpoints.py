@@ -24,7 +24,7 @@ from rl_research import checkpoints
 from rl_research.checkpoints import Checkpoint, Manifest, Scores
 from rl_research.checkpoints.writer import FORMER
 from rl_research.errors import CheckpointDamaged, CheckpointError, CheckpointMissing, StorageError
-from rl_research.storage.store import Store, is_transient
+from rl_research.storage import Store, is_transient
 
 FILES = {"model.zip": b"model" * 100, "state.pkl": b"", "vecnormalize.npz": bytes(range(256))}
 

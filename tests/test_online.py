@@ -16,7 +16,7 @@ from tcp_proxy import TcpProxy
 from wandb_server import WandbServer
 
 from rl_research.errors import ConfigError, LoggingError
-from rl_research.storage.store import is_transient
+from rl_research.storage import is_transient
 from rl_research.tracking import NoAnswer, WandbApi
 from rl_research.tracking.logger import ExperimentLogger
 

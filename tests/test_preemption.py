@@ -307,7 +307,7 @@ from rl_research.storage import lease as store_lease
 from rl_research.storage.store import Store
 
 store_lease.machine_id = lambda: "another"
-lease = store_lease.StoreLease(lambda: Store(sys.argv[1]), "mine", 1.0)
+lease = store_lease.RunLease(lambda: Store(sys.argv[1]), "mine", 1.0)
 lease.acquire()
 print("held", flush=True)
 time.sleep(60)

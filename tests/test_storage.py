@@ -26,8 +26,8 @@ import urllib3.exceptions
 from azure.core import exceptions as azure
 
 from rl_research.errors import CheckpointDamaged, ConfigError, Interrupted, LoggingError, StorageError
+from rl_research.storage import Store, is_transient
 from rl_research.storage.refusals import refusal
-from rl_research.storage.store import Store, is_transient
 from rl_research.system.files import sha256, write_atomically
 
 # ---------------------------------------------------------------- writing

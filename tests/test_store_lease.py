@@ -21,21 +21,21 @@ from rl_research import checkpoints
 from rl_research.config import Experiment, load_config
 from rl_research.errors import ConfigError, StorageError
 from rl_research.runs.run import open_run
-from rl_research.storage.lease import FILE, NotYetOurs, StoreLease
+from rl_research.storage.lease import FILE, NotYetOurs, RunLease
 from rl_research.storage.store import Store
 from rl_research.system import started_at
 from rl_research.training import stages
 
-Leases = Callable[..., StoreLease]
+Leases = Callable[..., RunLease]
 
 
 @pytest.fixture
 def lease(tmp_path: Path) -> Iterator[Leases]:
     """Leases of the run ``mine`` in one store, given up at the end of the test."""
-    made: list[StoreLease] = []
+    made: list[RunLease] = []
 
-    def make(seconds: float = 0.6, opener: Callable[[], Store] | None = None) -> StoreLease:
-        made.append(StoreLease(opener or (lambda: Store(tmp_path / "store")), "mine", seconds))
+    def make(seconds: float = 0.6, opener: Callable[[], Store] | None = None) -> RunLease:
+        made.append(RunLease(opener or (lambda: Store(tmp_path / "store")), "mine", seconds))
         return made[-1]
 
     yield make
@@ -69,9 +69,9 @@ def _until(happens: Callable[[], bool], seconds: float = 10.0) -> None:
 HOLDER = """
     import sys, time
     from rl_research.storage.store import Store
-    from rl_research.storage.lease import StoreLease
+    from rl_research.storage.lease import RunLease
 
-    lease = StoreLease(lambda: Store(sys.argv[1]), "mine", 0.6)
+    lease = RunLease(lambda: Store(sys.argv[1]), "mine", 0.6)
     lease.acquire()
     print("held", flush=True)
     time.sleep(60)
@@ -142,6 +142,7 @@ def test_the_wait_can_be_interrupted(tmp_path: Path, lease: Leases) -> None:
     _leave(tmp_path)
     with pytest.raises(KeyboardInterrupt):
         lease(seconds=60.0).acquire(on_wait=stop)
+    assert _lease_of(tmp_path)["token"] == "theirs"
 
 
 def test_a_lease_that_was_given_up_is_taken_at_once(tmp_path: Path, lease: Leases) -> None:
@@ -156,10 +157,12 @@ def test_a_lease_that_was_given_up_is_taken_at_once(tmp_path: Path, lease: Lease
 
 
 def test_a_lease_is_renewed_while_the_run_is_open(tmp_path: Path, lease: Leases) -> None:
-    """A watcher sees the lease change well within its patience."""
-    lease(seconds=0.3).acquire()
+    """A watcher sees the lease change, and it stays the holder's."""
+    mine = lease(seconds=0.3)
+    mine.acquire()
     seen = (tmp_path / "store" / FILE).stat().st_mtime_ns
     _until(lambda: (tmp_path / "store" / FILE).stat().st_mtime_ns != seen)
+    assert _lease_of(tmp_path)["token"] == mine.share.holder["token"]
 
 
 @pytest.mark.parametrize("released", [False, True])
@@ -184,7 +187,7 @@ def test_a_lease_that_cannot_be_read_stops_nobody_for_ever(tmp_path: Path, lease
     mine = lease(seconds=0.3)
     mine.acquire()
     mine.confirm()
-    assert _lease_of(tmp_path)["process"] == mine._me["process"]
+    assert _lease_of(tmp_path)["process"] == mine.share.holder["process"]
 
 
 class _Flaky(Store):
@@ -208,7 +211,7 @@ def test_a_store_that_cannot_be_reached_delays_nobody(tmp_path: Path, lease: Lea
         mine.confirm()
     _Flaky.down = False
     mine.confirm()
-    assert _lease_of(tmp_path)["process"] == mine._me["process"]
+    assert _lease_of(tmp_path)["process"] == mine.share.holder["process"]
 
 
 def test_once_reachable_a_silent_holder_is_watched_and_a_living_one_kept(tmp_path: Path, lease: Leases) -> None:
@@ -240,7 +243,7 @@ def test_a_run_that_was_taken_over_stops_and_leaves_the_others_checkpoints(tmp_p
             assert lease is not None
 
             def lose(step: int, _total: int) -> None:
-                if step >= 320 and lease._lost is None:
+                if step >= 320 and not lease.others:
                     store.write(FILE, json.dumps(_leave(tmp_path)).encode())
                     with pytest.raises(StorageError):
                         lease.confirm()

@@ -6,8 +6,10 @@ import json
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -23,7 +25,7 @@ from wandb_server import WandbServer
 from rl_research.errors import ConfigError
 from rl_research.storage.store import Store
 from rl_research.sync import Policy, delivery, tries
-from rl_research.sync.gateway_lease import FILE, RunLeases, leased_runs
+from rl_research.sync.gateway import LEASE
 from rl_research.sync.pushing import push
 from rl_research.sync.threaded_store import ThreadedStore
 from rl_research.tracking import WandbApi
@@ -164,7 +166,7 @@ def test_what_nodes_push_arrives_once(store: Server, tmp_path: Path, server: Wan
             assert artifact.state == "COMMITTED"
     ledger = json.loads(store.files("nodes")["läufe/two/wandb/sync-two.json"])
     assert (ledger["state"], ledger["rows"], ledger["begun"]) == ("synced", 5, False)
-    assert not [name for name in store.files("nodes") if FILE in name], "the leases are given up"
+    assert not [name for name in store.files("nodes") if LEASE in name], "the leases are given up"
     asked = server.requests.total()
     assert call(*where).stdout == "nothing to sync: no offline run is there\n"
     assert server.requests.total() == asked
@@ -346,12 +348,12 @@ def test_a_gateway_that_has_lost_a_run_sends_nothing_of_it(library: Path, tmp_pa
     store = copied(library, url)
     theirs = {"host": "elsewhere", "machine": "another", "process": 7, "token": "theirs"}
     with tries.open_runs([url]) as runs:
-        store.write(f"one/wandb/{FILE}", json.dumps(theirs).encode())
+        store.write(f"one/wandb/{LEASE}", json.dumps(theirs).encode())
         outcomes = {outcome.run_id: outcome for outcome in tries.sync_runs(runs, Policy())}
     assert states(outcomes) == {"one": "busy", "two": "synced", "long": "synced"}
     assert "process 7 on elsewhere" in outcomes["one"].line()
     assert "one" not in server.run_ids
-    assert json.loads(store.read(f"one/wandb/{FILE}")) == theirs
+    assert json.loads(store.read(f"one/wandb/{LEASE}")) == theirs
     assert "sync-one.json" not in store.sizes("one/wandb")
 
 
@@ -401,7 +403,7 @@ def test_who_may_not_remove_gives_a_run_up_by_a_word(
         done = call(*where)
     assert (done.returncode, done.stderr) == (0, "")
     assert server.run("one").steps == [0, 1, 2, 3]
-    left = json.loads(s3.files(bucket)[f"runs/one/wandb/{FILE}"])
+    left = json.loads(s3.files(bucket)[f"runs/one/wandb/{LEASE}"])
     assert left["released"] is True
 
 
@@ -435,7 +437,7 @@ def stores(tmp_path: Path) -> Callable[[], ThreadedStore]:
 
 
 def _of_another_machine(tmp_path: Path, token: str) -> None:
-    (tmp_path / FILE).write_text(json.dumps({"host": "elsewhere", "machine": "another", "process": 7, "token": token}))
+    (tmp_path / LEASE).write_text(json.dumps({"host": "elsewhere", "machine": "another", "process": 7, "token": token}))
 
 
 def test_a_silent_gateway_is_outwaited_and_a_living_one_is_not(
@@ -444,22 +446,22 @@ def test_a_silent_gateway_is_outwaited_and_a_living_one_is_not(
     """No clock is compared: what changes while it is watched is alive."""
     _of_another_machine(tmp_path, "silent")
     begun = time.monotonic()
-    with stores() as mine, leased_runs(mine, [FILE], 0.6, 0.3) as hold:
+    with stores() as mine, mine.leased([LEASE], 0.6, 0.3) as lease:
         assert time.monotonic() - begun > 0.6
-        hold.confirm()
-        assert (hold.mine, hold.others) == ({FILE}, {})
-        first = (tmp_path / FILE).read_text()
+        lease.confirm()
+        assert (lease.mine, lease.others) == ({LEASE}, {})
+        first = (tmp_path / LEASE).read_text()
         assert "silent" not in first
-    assert not (tmp_path / FILE).exists()
+    assert not (tmp_path / LEASE).exists()
 
     class Lively(ThreadedStore):
-        def each(self, ask, items):  # type: ignore[no-untyped-def]  # as its base
+        def mine(self) -> Store:
             _of_another_machine(tmp_path, str(time.monotonic()))
-            return super().each(ask, items)
+            return super().mine()
 
-    with Lively(tmp_path.as_uri()) as mine, leased_runs(mine, [FILE], 0.6, 0.3) as hold:
-        assert (hold.mine, hold.others) == (set(), {FILE: "process 7 on elsewhere"})
-    assert (tmp_path / FILE).exists(), "what is another's is not removed"
+    with Lively(tmp_path.as_uri()) as mine, mine.leased([LEASE], 0.6, 0.3) as lease:
+        assert (lease.mine, lease.others) == (set(), {LEASE: "process 7 on elsewhere"})
+    assert (tmp_path / LEASE).exists(), "what is another's is not removed"
 
 
 @pytest.mark.slow
@@ -468,7 +470,7 @@ def test_what_is_ours_is_renewed_while_another_is_outwaited(
 ) -> None:
     """However many there are and however slow the store is, none of them seems silent meanwhile."""
     names = [f"{number}.json" for number in range(32)]
-    written: dict[str, list[float]] = {name: [] for name in [*names, FILE]}
+    written: dict[str, list[float]] = {name: [] for name in [*names, LEASE]}
 
     class Slow(Store):
         def read(self, name: str) -> bytes:
@@ -482,9 +484,9 @@ def test_what_is_ours_is_renewed_while_another_is_outwaited(
     _of_another_machine(tmp_path, "silent")
     with stores() as mine:
         monkeypatch.setattr(mine, "mine", lambda: Slow(tmp_path.as_uri()))
-        with leased_runs(mine, [*names, FILE], 3.0, 0.3) as hold:
-            (taken_over,) = written[FILE]
-            assert hold.mine == {*names, FILE}
+        with mine.leased([*names, LEASE], 3.0, 0.3) as lease:
+            (taken_over,) = written[LEASE]
+            assert lease.mine == {*names, LEASE}
     for name in names:
         times = [*(moment for moment in written[name] if moment < taken_over), taken_over]
         assert max(after - before for before, after in pairwise(times)) < 3.0 * 2 / 3, name
@@ -496,30 +498,35 @@ def test_a_connection_that_is_lost_ends_neither_the_renewal_nor_the_sync(
 ) -> None:
     """A store that cannot even be opened is opened again; at the end the lease stays, and that is all."""
     asked: list[bool] = []
+    away = threading.Event()
 
-    def away() -> Store:
-        asked.append(True)
-        raise ConnectionResetError("cut")
+    def mine_unless_away(mine: Callable[[], Store]) -> Store:
+        if away.is_set():
+            asked.append(True)
+            raise ConnectionResetError("cut")
+        return mine()
 
-    with stores() as mine, leased_runs(mine, [FILE], 0.6, 0.3):
-        with monkeypatch.context() as patched:
-            patched.setattr(mine, "mine", away)
+    with stores() as mine:
+        monkeypatch.setattr(mine, "mine", partial(mine_unless_away, mine.mine))
+        with mine.leased([LEASE], 0.6, 0.3):
+            away.set()
             _until(lambda: len(asked) > 1)
-        first = (tmp_path / FILE).stat().st_mtime_ns
-        _until(lambda: (tmp_path / FILE).stat().st_mtime_ns != first)
-        monkeypatch.setattr(mine, "mine", away)
-    assert (tmp_path / FILE).exists()
+            away.clear()
+            first = (tmp_path / LEASE).stat().st_mtime_ns
+            _until(lambda: (tmp_path / LEASE).stat().st_mtime_ns != first)
+            away.set()
+    assert (tmp_path / LEASE).exists()
 
 
 def test_of_two_that_took_a_run_in_the_same_moment_one_gives_it_up(
     tmp_path: Path, stores: Callable[[], ThreadedStore]
 ) -> None:
     """Who has written last has it; a store that was slow to take the word makes nobody sure."""
-    with stores() as mine, leased_runs(mine, [FILE], 0.6, 0.3) as hold:
+    with stores() as mine, mine.leased([LEASE], 0.6, 0.3) as lease:
         _of_another_machine(tmp_path, "theirs")
-        hold.confirm()
-        assert (hold.mine, hold.others) == (set(), {FILE: "process 7 on elsewhere"})
-    (tmp_path / FILE).unlink()
+        lease.confirm()
+        assert (lease.mine, lease.others) == (set(), {LEASE: "process 7 on elsewhere"})
+    (tmp_path / LEASE).unlink()
 
     class Slow(Store):
         def write(self, name: str, data: bytes) -> None:
@@ -528,21 +535,20 @@ def test_of_two_that_took_a_run_in_the_same_moment_one_gives_it_up(
 
     with stores() as mine:
         mine._own.store = Slow(tmp_path.as_uri())
-        hold = RunLeases(mine, 0.6, 0.3)
-        assert hold._try(Slow(tmp_path.as_uri()), FILE) is None
-        assert list(hold.unsure) == [FILE]
-        hold.release()
-    assert not (tmp_path / FILE).exists()
+        with mine.leased([LEASE], 0.6, 0.3) as lease:
+            assert lease.mine == {LEASE}
+            assert list(lease.unsure) == [LEASE]
+    assert not (tmp_path / LEASE).exists()
 
 
 def test_a_gateway_that_was_away_too_long_notices(tmp_path: Path, stores: Callable[[], ThreadedStore]) -> None:
     """Its lease is renewed while it works; once another has it, it is not written over."""
-    with stores() as mine, leased_runs(mine, [FILE], 0.6, 0.3) as hold:
-        first = (tmp_path / FILE).stat().st_mtime_ns
-        _until(lambda: (tmp_path / FILE).stat().st_mtime_ns != first)
+    with stores() as mine, mine.leased([LEASE], 0.6, 0.3) as lease:
+        first = (tmp_path / LEASE).stat().st_mtime_ns
+        _until(lambda: (tmp_path / LEASE).stat().st_mtime_ns != first)
         _of_another_machine(tmp_path, "theirs")
-        _until(lambda: not hold.mine)
-    assert "theirs" in (tmp_path / FILE).read_text()
+        _until(lambda: not lease.mine)
+    assert "theirs" in (tmp_path / LEASE).read_text()
 
 
 def _until(happens: Callable[[], bool], seconds: float = 60.0) -> None:

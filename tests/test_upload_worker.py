@@ -24,8 +24,8 @@ from rl_research import checkpoints
 from rl_research.checkpoints import Checkpoint
 from rl_research.config import Config, load_config
 from rl_research.errors import CheckpointMissing, RunTakenOver, StorageError
-from rl_research.storage.lease import FILE, StoreLease
-from rl_research.storage.store import Store, is_transient
+from rl_research.storage import Store, is_transient
+from rl_research.storage.lease import FILE, RunLease
 from rl_research.uploads import worker as worker_module
 from rl_research.uploads.run_storage import RunStorage
 from rl_research.uploads.worker import UploadWorker
@@ -223,7 +223,7 @@ def test_what_it_logs_is_logged_here(
 
 def test_who_has_lost_the_run_is_told_at_once(storage: RunStorage) -> None:
     """Another machine's lease in the store ends the upload, and training hears of it without waiting."""
-    lease = StoreLease(storage.store, "mine", 600.0)
+    lease = RunLease(storage.store, "mine", 600.0)
     lease.acquire()
     worker = UploadWorker(storage, lease)
     try:

@@ -14,7 +14,7 @@ from rl_research.pruning.budget import enforce_budget
 from rl_research.pruning.orphans import find_orphans, remove_orphans
 from rl_research.pruning.plan import Pruned, Removal, Rules
 from rl_research.runs import LEASE, RECORD, holder_of, leased_folder, unfinished_files
-from rl_research.storage import FILE as STORE_LEASE, Entry, Store, Unfinished, below, holder_in
+from rl_research.storage import FILE as STORE_LEASE, Entry, Store, below, holder_in
 
 _SILENCE = 3600.0  # seconds after which a lease in a store, renewed every few, is believed no more
 _UPLOAD = re.compile(rf"(?P<run>(?:[^/]+/)?{FOLDER})/(?:{STEP.pattern}|{REPLAY})/[^/]+")
@@ -139,7 +139,7 @@ def _is_open(store: Store, entries: Mapping[str, Entry], result: Pruned) -> bool
 def _abort_uploads(store: Store, result: Pruned) -> None:
     """Abort unfinished uploads of runs in *store*: no listing shows them, and they are paid for.
 
-    They go if their last bytes are older than the grace period and no process has the run open. A store
+    They go if they were begun before the grace period and no process has the run open. A store
     that does not tell, or does not let go, is no failure: a line says which right is missing.
     """
     try:
@@ -149,10 +149,10 @@ def _abort_uploads(store: Store, result: Pruned) -> None:
         return
     by_run: dict[str, list[Removal]] = defaultdict(list)
     for upload in found:
-        if (ours := _UPLOAD.fullmatch(upload.name)) is not None:
-            result.bytes_before += upload.size or 0
-            if upload.modified < result.rules.before:
-                by_run[ours["run"]].append(_abortion(store, upload))
+        if (ours := _UPLOAD.fullmatch(upload.name)) is not None and upload.begun < result.rules.before:
+            reason = "an upload that was never finished, of unknown size"
+            abort = partial(store.abort, upload)
+            by_run[ours["run"]].append(Removal(store.path(upload.name), 0, reason, abort))
     for run, removals in by_run.items():
         stored = Store(below(result.place, run), result.rules.options)
         try:
@@ -160,9 +160,3 @@ def _abort_uploads(store: Store, result: Pruned) -> None:
                 result.carry_out(removals, optional=True)
         except StorageError as error:
             result.refuse(stored.path(""), error)
-
-
-def _abortion(store: Store, upload: Unfinished) -> Removal:
-    size = ", of unknown size" if upload.size is None else ""
-    reason = f"an upload that was never finished{size}"
-    return Removal(store.path(upload.name), upload.size or 0, reason, partial(store.abort, upload))

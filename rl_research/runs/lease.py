@@ -8,7 +8,7 @@ from typing import IO, Any
 from rl_research import checkpoints
 from rl_research.config import Config
 from rl_research.errors import ConfigError
-from rl_research.storage import Store, StoreLease, lease_in
+from rl_research.storage import RunLease, Store, lease_in
 from rl_research.system import Locked, StopRequest, lock_holder, locked
 
 LEASE = ".lease"
@@ -43,12 +43,12 @@ def holder_of(folder: Path) -> str | None:
 
 
 @contextmanager
-def leased_store(config: Config, stop: StopRequest) -> Iterator[StoreLease | None]:
+def leased_store(config: Config, stop: StopRequest) -> Iterator[RunLease | None]:
     """Hold the run in ``storage.url``, too, where there is one."""
     if config.storage.url is None:
         yield None
         return
-    lease = StoreLease(lambda: _store(config), str(config.run_id), config.storage.lease)
+    lease = RunLease(lambda: _store(config), str(config.run_id), config.storage.lease)
     lease.acquire(on_wait=stop.raise_if_requested)
     try:
         yield lease

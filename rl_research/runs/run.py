@@ -18,7 +18,7 @@ from rl_research.errors import ConfigError, Interrupted, StorageError
 from rl_research.runs.description import check_same_experiment, described, write_description
 from rl_research.runs.lease import LEASE, leased_folder, leased_store
 from rl_research.runs.record import DESCRIPTION, RECORD, RunRecord, read_record, utc_now
-from rl_research.storage import StoreLease
+from rl_research.storage import RunLease
 from rl_research.system import Overdue, StopRequest, listening, raise_if_refused
 from rl_research.tracking import ExperimentLogger, current_flow_run, git_state, package_versions
 
@@ -37,7 +37,7 @@ class Run:
         logger: ExperimentLogger,
         stop: StopRequest,
         lease: IO[str],
-        store_lease: StoreLease | None,
+        store_lease: RunLease | None,
     ):
         self.experiment = experiment
         self.config = experiment.config
@@ -67,7 +67,7 @@ class Run:
             )
 
     def confirm_lease(self) -> None:
-        """Ask the run's store, if there is one, whether the lease is still ours; see `StoreLease.confirm`."""
+        """Ask the run's store, if there is one, whether the lease is still ours; see `RunLease.confirm`."""
         if self.store_lease is not None:
             self.store_lease.confirm()
 

@@ -12,13 +12,15 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from rl_research.storage import fsspec_private
+from rl_research.storage.refusals import refusal
 from rl_research.storage.transient import is_transient
 
 _log = logging.getLogger(__name__)
 
 _CONNECT = 10.0  # seconds until a connection has to stand
 _S3, _GCS, _SFTP, _AZURE = {"s3", "s3a"}, {"gs", "gcs"}, {"sftp", "ssh"}, {"az", "abfs", "abfss"}
-_BLOCK = 8 << 20  # bytes that travel to or from Azure at a time
+_BLOCK = 8 << 20  # bytes that come from Azure at a time, or are sent to it in one request
+_PART = 1 << 20  # bytes of a bigger file that are sent to Azure at a time; its client tells of whole ones only
 
 
 def schemes(url: str) -> list[str]:
@@ -44,52 +46,46 @@ def bounded(url: str, options: Mapping[str, Any], timeout: float) -> dict[str, A
     return _merged(outer, {**options, **inner})
 
 
-def try_once(fs: Any) -> None:
-    """Switch off what *fs*, and what it stands on, does again by itself."""
+def prepare(fs: Any, timeout: float) -> None:
+    """Let *fs*, and what it stands on, try once, and raise after *timeout* seconds of silence.
+
+    Object stores are watched for progress instead; see `rl_research.storage.stalls`.
+    """
     for link in _chain(fs):
-        if "s3fs" in type(link).__module__:
+        library = type(link).__module__.partition(".")[0]
+        if library == "s3fs":
             link.retries = 1
-        if "adlfs" in type(link).__module__:
-            _try_azure_once(link)
-        if "gcsfs" in type(link).__module__:
+        elif library == "adlfs":
+            _prepare_azure(link)
+        elif library == "gcsfs":
             fsspec_private.switch_off_gcsfs_retries(link)
+        elif hasattr(ftp := vars(link).get("ftp"), "get_channel"):
+            ftp.get_channel().settimeout(timeout)
+        if link.async_impl and link.loop.get_exception_handler() is None:
+            link.loop.set_exception_handler(_pass_over_refusals)
 
 
-def _try_azure_once(fs: Any) -> None:
-    """Azure's settings that adlfs does not pass on: no tries of its own, and blocks that tell progress.
+def _prepare_azure(fs: Any) -> None:
+    """Change what adlfs does not pass on to Azure's client: no tries of its own, and blocks that show progress.
 
-    Its log tells each request, and each place where it has found no credentials, in many lines.
+    Its log has many lines for each request, and for each place where it has found no credentials.
     """
     if (log := logging.getLogger("azure")).level == logging.NOTSET:
         log.setLevel(logging.ERROR)
     config = fsspec_private.azure_settings(fs)
     config.retry_policy.total_retries = 0
-    config.max_single_put_size = config.max_single_get_size = _BLOCK
-    config.max_block_size = config.max_chunk_get_size = _BLOCK
+    config.max_single_put_size = config.max_single_get_size = config.max_chunk_get_size = _BLOCK
+    config.max_block_size = _PART
 
 
-def bound_waiting(fs: Any, timeout: float) -> None:
-    """Let an SFTP client raise after *timeout* seconds of silence; the others are watched."""
-    for link in _chain(fs):
-        ftp = vars(link).get("ftp")
-        if hasattr(ftp, "get_channel"):
-            ftp.get_channel().settimeout(timeout)
-
-
-def tell_failures_once(fs: Any) -> None:
-    """Let what breaks a connection be told by the operation alone.
+def _pass_over_refusals(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Log what a client's own task has left in *loop*, but for what the operation itself has raised.
 
     aiohttp forgets the task that writes a request where the connection is reset before it has begun, and
-    asyncio logs its traceback, some time later.
+    Azure's client those of a file's other blocks; asyncio logs their tracebacks some time later.
     """
-    for link in _chain(fs):
-        if link.async_impl and link.loop.get_exception_handler() is None:
-            link.loop.set_exception_handler(_left_alone)
-
-
-def _left_alone(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
     error = context.get("exception")
-    if error is not None and is_transient(error):
+    if error is not None and (is_transient(error) or refusal(error, "")):
         _log.debug("left by an operation that has ended: %r", error)
     else:
         loop.default_exception_handler(context)

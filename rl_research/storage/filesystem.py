@@ -20,16 +20,15 @@ from fsspec.implementations.dirfs import DirFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
 from rl_research.errors import ConfigError, RLResearchError, StorageError
-from rl_research.storage import clients, fsspec_private, multipart, unfinished_uploads
+from rl_research.storage import clients, fsspec_private, multipart
 from rl_research.storage.refusals import refusal, says_no_bucket
-from rl_research.storage.stalls import Progress, unless_stalled, until_stalled
+from rl_research.storage.stalls import Progress, unless_stalled
 from rl_research.storage.transient import is_transient
-from rl_research.system import Attempt, masked, without_password, write_atomically
+from rl_research.system import masked, without_password, write_atomically
 
 MISSING = (FileNotFoundError, NotADirectoryError)
 _PLAIN = (*MISSING, IsADirectoryError)  # what a reader wants to know as it is
 _REACH, _CHANGES = "reach", ("write", "remove")
-_ARCHIVES = {"zip", "tar", "libarchive"}  # opened, they read what they stand on
 _EXTRAS = {
     "s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "sftp": "sftp", "ssh": "sftp", "az": "azure",
     "abfs": "azure", "abfss": "azure",
@@ -46,6 +45,7 @@ class FileSystem:
 
     def __init__(self, url: str, options: Mapping[str, Any], timeout: float):
         self._given = url
+        self._scheme = next(iter(clients.schemes(url)), "file")
         self._options = clients.bounded(url, options, timeout)
         self.timeout = timeout
         self.url = without_password(url)
@@ -71,18 +71,21 @@ class FileSystem:
         """Whether it works in fsspec's own event loop, where progress can be watched; object stores do."""
         return bool(self.client.async_impl)
 
+    @property
+    def is_s3(self) -> bool:
+        """Whether it is S3, which has operations of its own."""
+        return fsspec_private.is_s3(self.client)
+
     def ask(self, method: str, *arguments: Any, **more: Any) -> Any:
         """Return what the file system's *method* returns."""
         if not self.is_async:
-            client = self.client
-            return self._in_time(lambda: getattr(client, method)(*arguments, **more), client)
-        return self._wait_for(lambda: fsspec_private.coroutine(self.client, method)(*arguments, **more))
+            return getattr(self.client, method)(*arguments, **more)
+        return self.wait_for(lambda _: fsspec_private.coroutine(self.client, method)(*arguments, **more))
 
     def put(self, files: Sequence[tuple[Path, str]]) -> None:
         """Copy local files to their paths here; each appears whole or not at all."""
         if self.is_async:
-            progress = Progress()
-            self._wait_for(lambda: multipart.put_files(self.client, files, progress), progress)
+            self.wait_for(lambda progress: multipart.put_files(self.client, files, progress))
             return
         for source, path in files:
             self._put_whole(path, source)
@@ -96,28 +99,18 @@ class FileSystem:
 
     def fetch(self, path: str, target: Path) -> None:
         """Copy *path* to the local file *target*."""
-        progress = Progress()
         if not self.is_async:
-            client = self.client
-            self._in_time(lambda: client.get_file(path, str(target), callback=progress), client, progress)
+            self.client.get_file(path, str(target))
             return
-        more = {"chunksize": multipart.PART} if self._is_s3 else {}
+        more = {"chunksize": multipart.PART} if self.is_s3 else {}
         get_file = fsspec_private.coroutine(self.client, "get_file")
-        self._wait_for(lambda: get_file(path, str(target), callback=progress, **more), progress)
+        self.wait_for(lambda progress: get_file(path, str(target), callback=progress, **more))
 
-    def unfinished(self) -> list[unfinished_uploads.Unfinished]:
-        """Return the uploads below the root that were begun and not completed; only S3 has some."""
-        if not self._is_s3:
-            return []
+    def wait_for(self, work: Callable[[Progress], Awaitable[T]]) -> T:
+        """Return the result of *work* on fsspec's loop; it is given up when the progress it gets stands still."""
         progress = Progress()
-        found: list[unfinished_uploads.Unfinished] = self._wait_for(
-            lambda: unfinished_uploads.find(self.client, self.root, progress), progress
-        )
-        return found
-
-    def abort(self, path: str, upload_id: str) -> None:
-        """End the unfinished upload *upload_id* to *path*."""
-        self._wait_for(lambda: unfinished_uploads.abort(self.client, path, upload_id))
+        result: T = sync(self.client.loop, unless_stalled, lambda: work(progress), progress, self.timeout)
+        return result
 
     @contextmanager
     def asking(self, operation: str, name: str = "it") -> Iterator[None]:
@@ -151,40 +144,26 @@ class FileSystem:
                 "Give the URL of a folder."
             )
 
-    @property
-    def _is_s3(self) -> bool:
-        return fsspec_private.is_s3(self.client)
-
-    @property
-    def _scheme(self) -> str:
-        return next(iter(clients.schemes(self._given)), "file")
-
     def _connect(self) -> None:
         """Open it; fsspec keeps it for all stores of this thread with the same options."""
         try:
             with self.asking(_REACH):
                 self._client, self.root = self._opened()
-                clients.try_once(self._client)
-                clients.bound_waiting(self._client, self.timeout)
-                clients.tell_failures_once(self._client)
+                clients.prepare(self._client, self.timeout)
         except ImportError as error:
             extra = next((_EXTRAS[s] for s in clients.schemes(self._given) if s in _EXTRAS), None)
             install = f"pip install 'rl-research[{extra}]'" if extra else str(error)
             raise ConfigError(f"storage.url={self.url}: install its client: {install}") from None
         except (ValueError, TypeError, KeyError) as error:
-            said = masked(str(error)).rstrip(".!")
-            raise ConfigError(f"storage.url={self.url}: {said}. {self._hint}") from None
-
-    @property
-    def _hint(self) -> str:
-        if _EXTRAS.get(self._scheme) == "azure":
-            return (
+            reason = masked(str(error)).rstrip(".!")
+            hint = (
                 "Name the account: storage.options.account_name=NAME, AZURE_STORAGE_ACCOUNT_NAME or "
                 "AZURE_STORAGE_CONNECTION_STRING."
+                if _EXTRAS.get(self._scheme) == "azure"
+                else "Give a URL such as s3://bucket/runs, gs://bucket/runs, az://container/runs, "
+                "file:///data/runs or a path."
             )
-        return (
-            "Give a URL such as s3://bucket/runs, gs://bucket/runs, az://container/runs, file:///data/runs or a path."
-        )
+            raise ConfigError(f"storage.url={self.url}: {reason}. {hint}") from None
 
     def _opened(self) -> tuple[Any, str]:
         """Return the file system that keeps what the URL names, and the path there.
@@ -192,37 +171,18 @@ class FileSystem:
         In a chain, caches and folders are passed by: manifests and leases have to be read as they are
         now, and what is watched is the client itself.
         """
-        reads = not _ARCHIVES.isdisjoint(clients.schemes(self._given))
-        bound: Callable[..., Any] = self._given_up_if_still if reads else lambda work: work()
-        fs, root = bound(lambda: fsspec.url_to_fs(self._given, **self._options))
+        fs, root = fsspec.url_to_fs(self._given, **self._options)
         while isinstance(fs, CachingFileSystem | DirFileSystem):
             link: Any = fs
             root = fsspec_private.full_path(fs, root) if isinstance(fs, DirFileSystem) else root
             fs = link.fs
         return fs, root
 
-    def _in_time(self, work: Callable[[], T], client: Any, progress: Progress | None = None) -> T:
-        """Return the result of *work*; an archive on top of another client has no bound of its own."""
-        if not isinstance(client, AbstractArchiveFileSystem):
-            return work()
-        return self._given_up_if_still(work, progress)
-
-    def _given_up_if_still(self, work: Callable[[], T], progress: Progress | None = None) -> T:
-        attempt = Attempt(work)
-        if attempt.ended_within(until_stalled(progress or Progress(), self.timeout)):
-            return attempt.result()
-        raise TimeoutError(f"no progress in {self.timeout:g} seconds")
-
     def _forget(self) -> None:
         """Let the next operation open a new connection, where one file system is one connection."""
         if self._client is not None and not self._client.async_impl and not self.is_local:
             clients.forget(self._client)
             self._client = None
-
-    def _wait_for(self, work: Callable[[], Awaitable[T]], progress: Progress | None = None) -> T:
-        """Return the result of *work* on fsspec's loop, given up when it stands still."""
-        watched: T = sync(self.client.loop, unless_stalled, work, progress or Progress(), self.timeout)
-        return watched
 
     def _put_whole(self, path: str, content: bytes | Path) -> None:
         """Write *content* beside *path* and rename it, where the file system renames."""
@@ -241,7 +201,7 @@ class FileSystem:
                 self.client.mv(target, path)
         except BaseException:
             if renames:
-                with suppress(Exception):  # the error that led here is the one to tell
+                with suppress(Exception):  # the error that led here is the one to raise
                     self.client.rm_file(target)
             raise
 

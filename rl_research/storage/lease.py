@@ -1,8 +1,7 @@
-"""Lease of a store: one process at a time writes a run's checkpoints there, also between machines.
+"""Leases in a store: of machines that share nothing but a URL, one at a time has what a lease stands for.
 
-A lock on the run folder keeps processes of one machine apart; here a small object in the store,
-renewed while the run is open, does it for machines that share nothing but ``storage.url``. No clock is
-compared with another machine's: who meets a lease watches whether it changes.
+A lease is a small object that its holder renews. No clock is compared with another machine's: whoever meets
+a lease watches whether it changes. A holder on this machine is looked up by its process instead.
 """
 
 import datetime
@@ -13,97 +12,239 @@ import platform
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from rl_research.errors import ConfigError, RunTakenOver, StorageError
-from rl_research.storage.store import Store, is_transient
-from rl_research.system import machine_id, started_at
+from rl_research.storage.store import Store
+from rl_research.storage.transient import is_transient
+from rl_research.system import machine_id, retry_call, started_at
 
 _log = logging.getLogger(__name__)
 
 FILE = "lease.json"
-_LAST_WORD = 5.0  # seconds that giving up a lease may take when a run ends
+_AT_ONCE = 8  # leases that are asked for at a time
+_END_TIMEOUT = 5.0  # seconds that giving up a lease may take
+_PAUSE = 0.5  # seconds before a second try, doubled with each
 
 
 class NotYetOurs(ConnectionError):
     """Raised while the store could not be asked whose the run is; a connection failure, so retried."""
 
 
+class Lease:
+    """Leases *names* of one store, of which this process has `mine` and other processes have `others`.
+
+    :param open_store: makes the store; called in each thread, as file systems want it
+    :param names: objects that are the leases
+    :param silence: seconds after which a holder on another machine counts as gone
+    :param settling: seconds in which a process that has found a lease free has written its own
+    :param tries: how often the store is asked before a connection failure is raised
+    :param removed_at_end: whether the objects go when the leases are given up; one that has gone while it
+        was ours has been another's then. Else they stay, marked as released.
+    """
+
+    def __init__(
+        self,
+        open_store: Callable[[], Store],
+        names: Iterable[str],
+        silence: float = 60.0,
+        settling: float = 0.0,
+        *,
+        tries: int = 1,
+        removed_at_end: bool = False,
+    ):
+        self._open_store, self._silence, self._settling = open_store, silence, settling
+        self._tries, self._removed_at_end = tries, removed_at_end
+        self._me = new_holder()
+        self._acquired_at = 0.0
+        self._seen: dict[str, tuple[dict[str, Any], float]] = {}  # other holders, and since when they are silent
+        self._locks = {name: threading.Lock() for name in names}
+        self._pool = ThreadPoolExecutor(_AT_ONCE)
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._keep, daemon=True, name="lease")
+        self.mine: set[str] = set()
+        self.others: dict[str, str] = {}  # with the names of their holders
+        self.unsure: dict[str, str] = {}  # those of `mine` that another process may have, too, with the reason
+
+    def acquire(self, on_wait: Callable[[], None] = lambda: None) -> None:
+        """Take the leases that are free; another machine's are watched for `silence` seconds.
+
+        *on_wait* is called while they are. Raises what the store raises; after a connection failure the
+        renewal goes on asking.
+        """
+        self._thread.start()
+        try:
+            self._look_at(self._locks)
+            if watched := self._undecided():
+                self._announce_wait(watched)
+            while watched := self._undecided():
+                time.sleep(min(self._silence / 10, 1.0))
+                on_wait()
+                self._look_at(watched)
+        except BaseException as error:
+            if not is_transient(error):
+                self.release()
+            raise
+        self._acquired_at = time.monotonic()
+
+    def confirm(self) -> None:
+        """Give up what another process has taken in the same moment, or since."""
+        if self.mine:
+            time.sleep(max(0.0, self._acquired_at + self._settling - time.monotonic()))
+        self._look_at(self.mine)
+
+    def has(self, name: str) -> bool:
+        """Ask the store whether the lease *name* is still ours, and return the answer."""
+        self._look_at([name])
+        return name in self.mine
+
+    def release(self) -> None:
+        """Give up all that is ours, as far as the store can be told within seconds."""
+        self._ended.set()
+        if self._thread.is_alive():
+            self._thread.join(_END_TIMEOUT * (1 + len(self.mine) // _AT_ONCE))
+        self._pool.shutdown(wait=False)
+
+    def _undecided(self) -> list[str]:
+        return [name for name in self._locks if name not in self.mine and name not in self.others]
+
+    def _announce_wait(self, watched: list[str]) -> None:
+        who = ", ".join(sorted({named(self._seen[name][0]) for name in watched}))
+        store = self._open_store()
+        what = store.address(watched[0]) if len(watched) == 1 else f"{len(watched)} leases in {store.url}"
+        _log.warning("%s had %s; taken over if it is silent for %g seconds", who, what, self._silence)
+
+    def _look_at(self, names: Iterable[str]) -> None:
+        """Look after each of *names*, again after connection failures."""
+        self._each(
+            names,
+            lambda name: retry_call(lambda: self._look_after(name), is_transient, tries=self._tries, pause=_PAUSE),
+        )
+
+    def _each(self, names: Iterable[str], act: Callable[[str], None]) -> None:
+        # one lease needs no threads, which would delay the end of a program whose store hangs
+        list(map(act, names) if len(self._locks) == 1 else self._pool.map(act, sorted(names)))
+
+    def _look_after(self, name: str) -> None:
+        """Renew what is ours, take what is nobody's, and notice what is another's."""
+        with self._locks[name]:
+            if name in self.others or self._ended.is_set():
+                return
+            begun, is_new, store = time.monotonic(), name not in self.mine, self._open_store()
+            found = read_lease(store, name)
+            if self._may_have(name, found):
+                write_lease(store, self._me, name)
+                self.mine.add(name)
+                if is_new and (seconds := time.monotonic() - begun) > self._settling > 0:
+                    self.unsure[name] = f"the store took {seconds:.0f} s to say whose it is"
+            elif found is None or not is_new or is_on_this_machine(found) or found != self._seen[name][0]:
+                self.mine.discard(name)
+                self.others[name] = "another process" if found is None else named(found)
+
+    def _may_have(self, name: str, holder: dict[str, Any] | None) -> bool:
+        if holder is None:
+            return name not in self.mine or not self._removed_at_end
+        if holder.get("token") == self._me["token"]:
+            return True
+        if name in self.mine:
+            return False
+        first, since = self._seen.setdefault(name, (holder, time.monotonic()))
+        return is_gone(holder) or (holder == first and time.monotonic() - since > self._silence)
+
+    def _keep(self) -> None:
+        """Renew the leases until they are released, then give them up."""
+        while not self._ended.wait(self._silence / 3):
+            self._each(self._locks, lambda name: self._pass_over_failures(self._look_after, name))
+        self._each(list(self.mine), lambda name: self._pass_over_failures(self._give_up, name))
+
+    def _pass_over_failures(self, act: Callable[[str], None], name: str) -> None:
+        """Do *act*; where it fails, whoever needs the lease asks again and fails aloud."""
+        try:
+            act(name)
+        except Exception as error:  # noqa: BLE001  # training goes on
+            if is_transient(error) or name in self.unsure:
+                _log.debug("lease %s: %s", name, error)
+            else:
+                self.unsure[name] = str(error)
+                _log.warning("the lease in the store is not renewed: %s", error)
+
+    def _give_up(self, name: str) -> None:
+        """Say that the lease is free; if it stays there, that tells a former holder that it is lost."""
+        with self._locks[name]:
+            store = self._open_store()
+            if (read_lease(store, name) or {}).get("token") != self._me["token"]:
+                return
+            if self._removed_at_end:
+                with suppress(StorageError):  # no right to remove anything
+                    store.remove(name)
+                    return
+            write_lease(store, self._me, name, released=True)
+
+
 @dataclass(frozen=True)
 class Share:
-    """Part of a `StoreLease` that is sent to another process, which confirms the lease with it."""
+    """Part of a `RunLease` that is sent to another process, which confirms the lease with it."""
 
     run_id: str
     seconds: float
     holder: Mapping[str, Any]
-    held: bool
+    acquired: bool
 
 
-class StoreLease:
-    """Right to publish checkpoints of one run in a store.
+class RunLease(Lease):
+    """Right to publish checkpoints of one run in its store.
 
-    :param open_store: makes the store; called once in each thread, as file systems want it
+    :param open_store: makes the store; called in each thread, as file systems want it
     :param run_id: the run, for messages
     :param seconds: how long a holder may be silent before another machine takes the run over
     """
 
     def __init__(self, open_store: Callable[[], Store], run_id: str, seconds: float):
-        self._open_store = open_store
-        self.run_id = run_id
-        self.seconds = seconds
-        self._me = new_holder()
-        self._held = False
-        self._seen: tuple[dict[str, Any], float] | None = None
-        self._lost: str | None = None
-        self._ended = threading.Event()
-        self._lock = threading.Lock()
-        self._thread = threading.Thread(target=self._renew, daemon=True, name="store lease")
+        super().__init__(open_store, [FILE], seconds)
+        self.run_id, self.seconds = run_id, seconds
 
     @property
     def share(self) -> Share:
         """Lease as it stands, for a child process."""
-        return Share(self.run_id, self.seconds, self._me, self._held)
+        return Share(self.run_id, self.seconds, self._me, bool(self.mine))
 
     @classmethod
-    def of(cls, share: Share, open_store: Callable[[], Store]) -> "StoreLease":
+    def of(cls, share: Share, open_store: Callable[[], Store]) -> "RunLease":
         """Return the lease that *share* is of: it can be confirmed, not acquired or released."""
         lease = cls(open_store, share.run_id, share.seconds)
-        lease._me, lease._held = dict(share.holder), share.held
+        lease._me = dict(share.holder)
+        lease.mine = {FILE} if share.acquired else set()
         return lease
 
     def acquire(self, on_wait: Callable[[], None] = lambda: None) -> None:
         """Take the lease; `ConfigError` naming the holder if another process has the run open.
 
-        A holder on this machine that has died gives it up at once, one that cannot be asked after it
-        has been silent for `seconds`; *on_wait* is called while that is awaited. A store that cannot be
-        reached is asked again beside training.
+        A holder on this machine that has died gives it up at once, one that cannot be asked after it has
+        been silent for `seconds`; *on_wait* is called while that is awaited. A store that cannot be reached
+        is asked again beside training.
         """
-        store = self._open_store()
         try:
-            holder = read_lease(store)
-            if holder is not None and not is_gone(holder):
-                self._watch(store, holder, on_wait)
-            self._write(store)
+            super().acquire(on_wait)
         except Exception as error:
             if not is_transient(error):
                 raise
             _log.warning("storage.url cannot be asked who has this run open yet: %s", error)
-        self._thread.start()
-
-    def release(self) -> None:
-        """Give the lease up, if the store can be told within seconds."""
-        self._ended.set()
-        if self._thread.is_alive():
-            self._thread.join(_LAST_WORD)
+        if holder := self.others.get(FILE):
+            self.release()
+            raise ConfigError(
+                f"run_id={self.run_id}: {holder} has this run open. "
+                "Wait for it to end, or start another run with run_id=NAME."
+            )
 
     def check(self) -> None:
         """Raise `RunTakenOver` if another process has taken the run over. Asks nobody."""
-        if self._lost is not None:
+        if holder := self.others.get(FILE):
             raise RunTakenOver(
-                f"run_id={self.run_id}: {self._lost} has taken this run over in the store while this "
+                f"run_id={self.run_id}: {holder} has taken this run over in the store while this "
                 "process could not reach it; what is committed stands there. This one stops."
             )
 
@@ -113,98 +254,24 @@ class StoreLease:
         Raises `StorageError` if it is not, or has been released, and connection failures as they come.
         """
         self.check()
-        with self._lock:
-            if self._ended.is_set():  # an upload that its run has given up
-                raise StorageError(f"run_id={self.run_id}: the run has ended, and its lease with it")
-            self._look_after(self._open_store())
+        self._look_at([FILE])
         self.check()
-        if not self._held:
+        if self._ended.is_set():  # an upload that its run has given up
+            raise StorageError(f"run_id={self.run_id}: the run has ended, and its lease with it")
+        if not self.mine:
             raise NotYetOurs(f"run_id={self.run_id}: whose run this is in the store is not known yet")
-
-    def _watch(self, store: Store, holder: Mapping[str, Any], on_wait: Callable[[], None]) -> None:
-        """Wait whether *holder* shows a sign of life; `ConfigError` if it does."""
-        if is_on_this_machine(holder):
-            self._refuse(holder)
-        _log.warning(
-            "run_id=%s: %s had this run open; taking it over if it is silent for %g seconds",
-            self.run_id, named(holder), self.seconds,
-        )  # fmt: skip
-        until = time.monotonic() + self.seconds
-        while time.monotonic() < until:
-            time.sleep(min(self.seconds / 10, 1.0))
-            on_wait()
-            now = read_lease(store)
-            if now is None or is_gone(now):
-                return
-            if now != holder:
-                self._refuse(now)
-
-    def _refuse(self, holder: Mapping[str, Any]) -> None:
-        raise ConfigError(
-            f"run_id={self.run_id}: {named(holder)} has this run open. "
-            "Wait for it to end, or start another run with run_id=NAME."
-        )
-
-    def _write(self, store: Store, **more: Any) -> None:
-        write_lease(store, self._me, **more)
-        self._held = True
-
-    def _look_after(self, store: Store) -> None:
-        """Renew what is ours, take what is nobody's, and notice what is another's."""
-        found = read_lease(store)
-        if found is None or found.get("token") == self._me["token"]:
-            self._write(store)
-        elif self._held:
-            self._held, self._lost = False, named(found)
-        elif is_gone(found) or self._silent(found):
-            self._write(store)
-
-    def _silent(self, holder: dict[str, Any]) -> bool:
-        """Return whether *holder* has been seen unchanged for `seconds`; one that changes has the run."""
-        if self._seen is None:
-            self._seen = (holder, time.monotonic())
-        if holder != self._seen[0]:
-            self._lost = named(holder)
-        return self._lost is None and time.monotonic() - self._seen[1] > self.seconds
-
-    def _renew(self) -> None:
-        try:
-            store = self._open_store()
-            while not self._ended.wait(self.seconds / 3) and self._lost is None:
-                with self._lock, _connection_failures_pass():
-                    self._look_after(store)
-            with self._lock, _connection_failures_pass():
-                self._give_up(store)
-        except Exception as error:  # noqa: BLE001  # training goes on; publishing asks again and fails aloud
-            _log.warning("the lease in the store is not renewed: %s", error)
-
-    def _give_up(self, store: Store) -> None:
-        """Say that the lease is free; that it stays there tells a former holder that it lost the run."""
-        found = read_lease(store) if self._held else None
-        if found is not None and found.get("token") == self._me["token"]:
-            self._write(store, released=True)
 
 
 def holder_in(store: Store) -> str | None:
-    """Who says that it has the run in *store* open; None if nobody does, or it is known to be gone."""
-    holder = lease_in(store)
-    return None if holder is None else named(holder)
+    """Return who has the run in *store* open; None if nobody does, or it is known to be gone."""
+    lease = lease_in(store)
+    return None if lease is None else named(lease)
 
 
 def lease_in(store: Store) -> dict[str, Any] | None:
     """Return the lease of who may have the run in *store* open; one that changes is a sign of life."""
-    holder = read_lease(store)
-    return None if holder is None or is_gone(holder) else holder
-
-
-@contextmanager
-def _connection_failures_pass() -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:
-        if not is_transient(error):
-            raise
-        _log.debug("lease: %s", error)
+    lease = read_lease(store)
+    return None if lease is None or is_gone(lease) else lease
 
 
 def read_lease(store: Store, name: str = FILE) -> dict[str, Any] | None:
@@ -217,17 +284,15 @@ def read_lease(store: Store, name: str = FILE) -> dict[str, Any] | None:
 
 def write_lease(store: Store, holder: Mapping[str, Any], name: str = FILE, **more: Any) -> None:
     """Say in *store* that *holder* is alive and has what *name* is the lease of."""
-    text = json.dumps({**holder, "renewed_at": _now(), **more}) + "\n"
-    store.write(name, text.encode())
+    now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+    store.write(name, (json.dumps({**holder, "renewed_at": now, **more}) + "\n").encode())
 
 
 def new_holder() -> dict[str, Any]:
-    """This process as the holder of a lease, told from every other one by its token."""
-    return {**_this_process(), "token": secrets.token_hex(8)}
-
-
-def _this_process() -> dict[str, Any]:
-    return {"host": platform.node(), "machine": machine_id(), "process": os.getpid(), "since": started_at(os.getpid())}
+    """Return this process as the holder of a lease, told from every other one by its token."""
+    number = os.getpid()
+    who = {"host": platform.node(), "machine": machine_id(), "process": number, "since": started_at(number)}
+    return {**who, "token": secrets.token_hex(8)}
 
 
 def is_on_this_machine(holder: Mapping[str, Any]) -> bool:
@@ -246,9 +311,5 @@ def is_gone(holder: Mapping[str, Any]) -> bool:
 
 
 def named(holder: Mapping[str, Any]) -> str:
-    """*holder* for people."""
+    """Return *holder* as people know it."""
     return f"process {holder.get('process')} on {holder.get('host')}"
-
-
-def _now() -> str:
-    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")

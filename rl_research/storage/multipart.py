@@ -1,197 +1,132 @@
-"""Files to an object store, several parts of them at once.
+"""Files to an object store, several at once, and big ones to S3 in parts.
 
-s3fs alone sends a file in waves, each waiting for its slowest part, and Azure's client up to 128 parts at
-once; here the parts of all files stand in one row, which bounds the memory, too.
+s3fs alone sends a file in waves, each waiting for its slowest part, tells of whole parts only, and does not
+end an upload that is cancelled. Uploads to S3 that a killed process has begun are found here, too: no listing
+of objects shows them, and they cost money. GCS and Azure let theirs expire after a week; elsewhere what is cut
+off is a file, or nothing.
 """
 
 import asyncio
-from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Iterable
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from rl_research.errors import StorageError
 from rl_research.storage import fsspec_private
 from rl_research.storage.stalls import Body, Progress, all_or_first_error
+from rl_research.storage.transient import causes, status_of
 
 PART = 8 << 20  # bytes
-_AT_ONCE = 8  # parts on their way
+_AT_ONCE = 8  # parts and small files on their way, which bounds the memory, too
+_AZURE_BLOCKS = 4  # of one file at a time; `clients` says how big they are
 _MOST_PARTS = 10_000  # of one object, says S3
-_LAST_WORD = 5.0  # seconds for telling the server that a broken upload is over
+_ABORT_TIMEOUT = 5.0  # seconds for ending a broken upload on the server
+_RIGHTS = {
+    "list_multipart_uploads": "s3:ListBucketMultipartUploads",
+    "abort_multipart_upload": "s3:AbortMultipartUpload",
+}
 
-_Step = Callable[[Body], Awaitable[None]]  # with the memory of whoever does it
+
+@dataclass(frozen=True)
+class Unfinished:
+    """An upload to S3, under way or cut off: what it was to become, and when it was begun (seconds since 1970)."""
+
+    name: str
+    upload_id: str
+    begun: float
 
 
 async def put_files(fs: Any, files: Iterable[tuple[Path, str]], progress: Progress) -> None:
     """Copy each local file to its path in the asynchronous file system *fs*.
 
     Each appears when all of it has arrived, and of a broken upload nothing stays behind where the server
-    can still be told.
+    can still be asked.
     """
-    kind = _InParts if fsspec_private.is_s3(fs) else _Whole
-    kind = _InBlocks if hasattr(fs, "service_client") else kind
-    copies = [kind(fs, source, path, progress) for source, path in files]
+    put = _put_to_s3 if fsspec_private.is_s3(fs) else _put_by_client
+    slots = asyncio.Semaphore(_AT_ONCE)
     # biggest first: the server puts the parts of one together while it takes those of the next
-    copies.sort(key=lambda copy: copy.size, reverse=True)
-    row = (step for copy in copies for step in copy.steps())
+    ordered = sorted(files, key=lambda file: file[0].stat().st_size, reverse=True)
+    await all_or_first_error(put(fs, source, path, slots, progress) for source, path in ordered)
 
-    async def worker() -> None:
-        body = Body(progress)
-        for step in row:
-            await step(body)
+
+async def _put_by_client(fs: Any, source: Path, path: str, slots: asyncio.Semaphore, progress: Progress) -> None:
+    put_file = fsspec_private.coroutine(fs, "put_file")
+    options = {"chunksize": PART} if fsspec_private.has_chunks(fs) else {}
+    if hasattr(fs, "service_client"):  # Azure's
+        options = {"max_concurrency": _AZURE_BLOCKS}
+    async with slots:
+        await put_file(str(source), path, callback=progress, **options)
+
+
+async def _put_to_s3(fs: Any, source: Path, path: str, slots: asyncio.Semaphore, progress: Progress) -> None:
+    bucket, key, _ = fs.split_path(path)
+    call = partial(fsspec_private.call_s3, fs, Bucket=bucket, Key=key)
+    size = source.stat().st_size
+    if size > PART:
+        await _put_parts(call, source, size, slots, progress)
+        return
+    async with slots:
+        await call("put_object", Body=Body(await asyncio.to_thread(source.read_bytes), progress))
+
+
+async def _put_parts(call: Any, source: Path, size: int, slots: asyncio.Semaphore, progress: Progress) -> None:
+    length = max(PART, -(-size // _MOST_PARTS))
+    upload_id = (await call("create_multipart_upload"))["UploadId"]
+
+    async def send(number: int) -> dict[str, Any]:
+        async with slots:
+            body = Body(await asyncio.to_thread(_read, source, (number - 1) * length, length), progress)
+            sent = await call("upload_part", UploadId=upload_id, PartNumber=number, Body=body)
+        return {"PartNumber": number, "ETag": sent["ETag"]}
 
     try:
-        await all_or_first_error([worker] * _AT_ONCE)
+        parts = await all_or_first_error(send(number) for number in range(1, -(-size // length) + 1))
+        await call("complete_multipart_upload", UploadId=upload_id, MultipartUpload={"Parts": parts})
     except BaseException:
-        await asyncio.gather(*[copy.give_up() for copy in copies])
+        with suppress(Exception):  # the error that led here is the one to raise
+            await asyncio.wait_for(call("abort_multipart_upload", UploadId=upload_id), _ABORT_TIMEOUT)
         raise
 
 
-class _Whole:
-    """One file, as the client itself sends it."""
-
-    def __init__(self, fs: Any, source: Path, path: str, progress: Progress):
-        self.fs, self.source, self.path, self.progress = fs, source, path, progress
-        self.size = source.stat().st_size
-
-    def steps(self) -> Iterator[_Step]:
-        """Yield the coroutines that send the file; they may run side by side."""
-        yield self._send_whole
-
-    async def give_up(self) -> None:
-        """Undo what was begun and will not be ended."""
-
-    async def _send_whole(self, _body: Body) -> None:
-        more = {"chunksize": PART} if fsspec_private.has_chunks(self.fs) else {}
-        share = _Share(self.progress)
-        put_file = fsspec_private.coroutine(self.fs, "put_file")
-        await put_file(str(self.source), self.path, callback=share, **more)
+def _read(source: Path, start: int, length: int) -> bytes:
+    with source.open("rb") as file:
+        file.seek(start)
+        return file.read(length)
 
 
-class _Share(Progress):
-    """Progress of one file of several."""
-
-    def __init__(self, whole: Progress):
-        super().__init__()
-        self._whole = whole
-
-    def relative_update(self, inc: int = 1) -> None:
-        super().relative_update(inc)
-        self._whole.relative_update(inc)
-
-    def absolute_update(self, value: int) -> None:
-        self.relative_update(value - self.moved)
-
-
-class _Parted(_Whole, ABC):
-    """One file, in parts if it is big: the first to be sent begins the upload, the last to arrive ends it."""
-
-    def __init__(self, fs: Any, source: Path, path: str, progress: Progress):
-        super().__init__(fs, source, path, progress)
-        self.part = max(PART, -(-self.size // _MOST_PARTS))
-        self.count = -(-self.size // self.part)
-        self._beginning: asyncio.Future[None] | None = None
-        self._begun, self._left = False, self.count
-
-    def steps(self) -> Iterator[_Step]:
-        if self.size <= PART:
-            yield self._send_whole
-        else:
-            yield from (partial(self._send, index) for index in range(self.count))
-
-    async def give_up(self) -> None:
-        if self._begun:
-            with suppress(Exception):  # the error that led here is the one to tell
-                await asyncio.wait_for(self._abort(), _LAST_WORD)
-
-    async def _send(self, index: int, body: Body) -> None:
-        if self._beginning is None:
-            self._beginning = asyncio.ensure_future(self._begin_once())
-        await self._beginning  # by all of them: what cannot be begun is not begun again
-        await self._send_part(index, body)
-        self._left -= 1
-        if not self._left:
-            await self._complete()
-            self._begun = False
-
-    async def _begin_once(self) -> None:
-        await self._begin()
-        self._begun = True
-
-    async def _filled(self, body: Body, index: int) -> Body:
-        start = index * self.part
-        size = min(self.part, self.size - start)
-        await asyncio.to_thread(body.fill, self.source, start, size)
-        return body
-
-    @abstractmethod
-    async def _begin(self) -> None: ...
-
-    @abstractmethod
-    async def _send_part(self, index: int, body: Body) -> None: ...
-
-    @abstractmethod
-    async def _complete(self) -> None: ...
-
-    @abstractmethod
-    async def _abort(self) -> None: ...
+async def unfinished_uploads(fs: Any, root: str, progress: Progress) -> list[Unfinished]:
+    """Return the unfinished uploads below the prefix *root* of the S3 file system *fs*, by name."""
+    bucket, key, _ = fs.split_path(root)
+    prefix = f"{key.rstrip('/')}/" if key.strip("/") else ""
+    found: list[Unfinished] = []
+    position: dict[str, Any] = {}
+    while True:
+        page = await _ask(fs, "list_multipart_uploads", Bucket=bucket, Prefix=prefix, **position)
+        progress.relative_update()
+        found += [
+            Unfinished(upload["Key"].removeprefix(prefix), upload["UploadId"], upload["Initiated"].timestamp())
+            for upload in page.get("Uploads", ())
+            if upload["Key"].startswith(prefix)
+        ]
+        if not page.get("IsTruncated"):
+            return sorted(found, key=lambda upload: upload.name)
+        position = {name: page[f"Next{name}"] for name in ("KeyMarker", "UploadIdMarker") if page.get(f"Next{name}")}
 
 
-class _InParts(_Parted):
-    """One file to S3: a small one by a single put, another by a multipart upload."""
-
-    def __init__(self, fs: Any, source: Path, path: str, progress: Progress):
-        super().__init__(fs, source, path, progress)
-        bucket, key, _ = fs.split_path(path)
-        self._where = {"Bucket": bucket, "Key": key}
-        self._tags = [""] * self.count
-
-    async def _send_whole(self, body: Body) -> None:
-        await self._call("put_object", Body=await self._filled(body, 0))
-
-    async def _begin(self) -> None:
-        upload = await self._call("create_multipart_upload")
-        self._where["UploadId"] = upload["UploadId"]
-
-    async def _send_part(self, index: int, body: Body) -> None:
-        filled = await self._filled(body, index)
-        done = await self._call("upload_part", PartNumber=index + 1, Body=filled)
-        self._tags[index] = done["ETag"]
-
-    async def _complete(self) -> None:
-        parts = [{"PartNumber": number, "ETag": tag} for number, tag in enumerate(self._tags, 1)]
-        await self._call("complete_multipart_upload", MultipartUpload={"Parts": parts})
-
-    async def _abort(self) -> None:
-        await self._call("abort_multipart_upload")
-
-    async def _call(self, method: str, **arguments: Any) -> Any:
-        return await fsspec_private.call_s3(self.fs, method, **self._where, **arguments)
+async def abort_upload(fs: Any, path: str, upload_id: str) -> None:
+    """End the upload *upload_id* to *path*, and free what it holds; one that is gone is fine."""
+    bucket, key, _ = fs.split_path(path)
+    with suppress(FileNotFoundError):
+        await _ask(fs, "abort_multipart_upload", Bucket=bucket, Key=key, UploadId=upload_id)
 
 
-class _InBlocks(_Parted):
-    """One file to Azure: a small one by a single put, another by blocks, which expire if they stay alone."""
-
-    async def _begin(self) -> None:
-        container, key, _ = self.fs.split_path(self.path)
-        self._blob = self.fs.service_client.get_blob_client(container, key)
-        await self._blob.__aenter__()
-
-    async def _send_part(self, index: int, body: Body) -> None:
-        length = min(self.part, self.size - index * self.part)
-        await self._blob.stage_block(_block(index), await self._filled(body, index), length=length)
-
-    async def _complete(self) -> None:
-        from azure.storage.blob import BlobBlock
-
-        blocks = [BlobBlock(_block(index)) for index in range(self.count)]
-        await self._blob.commit_block_list(blocks)
-        await self._blob.close()
-
-    async def _abort(self) -> None:
-        await self._blob.close()
-
-
-def _block(index: int) -> str:
-    return f"{index:05d}"
+async def _ask(fs: Any, method: str, **arguments: Any) -> Any:
+    try:
+        return await fsspec_private.call_s3(fs, method, **arguments)
+    except PermissionError as error:
+        if not any(status_of(cause)[1] == "AccessDenied" for cause in causes(error)):
+            raise
+        raise StorageError(f"these credentials lack the right {_RIGHTS[method]}") from None

@@ -2,14 +2,12 @@
 
 import asyncio
 import io
-import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 T = TypeVar("T")
-_LOOKS = 8  # how often within the patience the progress is looked at
+_LOOKS = 8  # how often within the timeout the progress is looked at
 
 
 class Progress:
@@ -19,33 +17,23 @@ class Progress:
         self.moved = 0
 
     def set_size(self, size: int | None) -> None:
-        """Told by clients; of no interest here."""
+        """Do nothing: clients call it with the size of a file, which does not matter here."""
 
     def relative_update(self, inc: int = 1) -> None:
-        """*inc* more bytes."""
+        """Count *inc* more bytes."""
         self.moved += inc
 
     def absolute_update(self, value: int) -> None:
-        """*value* bytes in all."""
-        self.moved = value
+        """Note that a file's transfer has come to byte *value*; with files side by side it only shows movement."""
+        self.moved += value
 
 
 class Body(io.BytesIO):
-    """Bytes of a file as the body of a request: they tell *progress* as they are read towards the network."""
+    """Bytes as the body of a request, which count as *progress* as they are read towards the network."""
 
-    def __init__(self, progress: Progress):
-        super().__init__()
+    def __init__(self, data: bytes, progress: Progress):
+        super().__init__(data)
         self._progress = progress
-
-    def fill(self, source: Path, start: int, size: int) -> None:
-        """Hold the *size* bytes of *source* from *start* on; memory for as many is used again."""
-        if len(self.getbuffer()) != size:
-            super().__init__(bytes(size))
-        with source.open("rb") as file, self.getbuffer() as memory:
-            file.seek(start)
-            held = file.readinto(memory)
-        self.truncate(held)
-        self.seek(0)
 
     def read(self, size: int | None = -1, /) -> bytes:
         """Return the next *size* bytes, as of any file."""
@@ -70,35 +58,19 @@ async def unless_stalled(work: Callable[[], Awaitable[T]], progress: Progress, s
             moved = progress.moved
         raise TimeoutError(f"no progress in {seconds:g} seconds")
     finally:
-        await _ended(task)
-
-
-def until_stalled(progress: Progress, seconds: float) -> Callable[[], float]:
-    """Return how many seconds are left, asked again and again, until *progress* stood still for *seconds*."""
-    moved, since = progress.moved, time.monotonic()
-
-    def left() -> float:
-        nonlocal moved, since
-        if progress.moved != moved:
-            moved, since = progress.moved, time.monotonic()
-        return since + seconds - time.monotonic()
-
-    return left
-
-
-async def all_or_first_error(jobs: Sequence[Callable[[], Awaitable[Any]]]) -> None:
-    """Do *jobs* side by side; the first error cancels the others and is raised when they have ended."""
-    tasks = [asyncio.ensure_future(job()) for job in jobs]
-    try:
-        await asyncio.gather(*tasks)
-    finally:
-        for task in tasks:  # all of them before any is waited for, so that none begins anything new
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-
-
-async def _ended(task: asyncio.Future[Any]) -> None:
-    if not task.done():
-        task.cancel()
+        task.cancel()  # nothing to one that has ended
         with suppress(asyncio.CancelledError, Exception):
             await task
+
+
+async def all_or_first_error(jobs: Iterable[Awaitable[T]]) -> list[T]:
+    """Return the results of *jobs* side by side; the first error cancels the others and is raised when they ended."""
+    tasks = [asyncio.ensure_future(job) for job in jobs]
+    try:
+        return list(await asyncio.gather(*tasks))
+    except BaseException as error:
+        if not isinstance(error, asyncio.CancelledError):  # that one has reached them, and they may be cleaning up
+            for task in tasks:  # all of them before any is waited for, so that none begins anything new
+                task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        raise

@@ -13,21 +13,18 @@ import errno
 import hashlib
 import os
 import posixpath
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rl_research.errors import StorageError
 from rl_research.storage import multipart
-from rl_research.storage.clients import crosses_network
 from rl_research.storage.filesystem import MISSING, FileSystem
-from rl_research.storage.transient import is_transient
-from rl_research.storage.unfinished_uploads import Unfinished
+from rl_research.storage.multipart import Unfinished
 from rl_research.system import raise_if_refused, sha256
-
-__all__ = ["TIMEOUT", "Entry", "Store", "Unfinished", "crosses_network", "is_transient"]
 
 TIMEOUT = 60.0  # seconds without progress until an operation is given up
 _HERE = frozenset([errno.ENOSPC, errno.EDQUOT, errno.EROFS])  # while fetching: this machine's disk
@@ -163,14 +160,17 @@ class Store:
         files = {base: _entry(info) for base, info in found if info["type"] == "file"}
         return files, sorted(base for base, info in found if info["type"] == "directory")
 
-    def entries(self, name: str = "") -> dict[str, Entry]:
-        """Every file below *name*, by its name in the store; links to folders are not followed."""
+    def entries(self, name: str = "", leave_out: Container[str] = ()) -> dict[str, Entry]:
+        """Return every file below *name*, by its name in the store, but those in the folders *leave_out* of *name*.
+
+        Links to folders are not followed.
+        """
         found: dict[str, Entry] = {}
         for base, info in self._listed(name).items():
             path = posixpath.join(name, base)
             if info["type"] == "file":
                 found[path] = _entry(info)
-            elif info["type"] == "directory" and not info.get("islink"):
+            elif info["type"] == "directory" and not info.get("islink") and base not in leave_out:
                 found |= self.entries(path)
         return found
 
@@ -194,14 +194,17 @@ class Store:
         """
         try:
             with self._files.asking("list", "unfinished uploads"):
-                return self._files.unfinished()
+                if not self._files.is_s3:
+                    return []
+                return self._files.wait_for(partial(multipart.unfinished_uploads, self.fs, self.root))
         except MISSING:  # some servers say so where there are none
             return []
 
     def abort(self, upload: Unfinished) -> None:
         """End *upload*, which gives free what it holds; nothing is visible of that."""
         with self._files.asking("abort", f"the upload of {upload.name}"):
-            self._files.abort(self.path(upload.name), upload.upload_id)
+            path = self.path(upload.name)
+            self._files.wait_for(lambda _: multipart.abort_upload(self.fs, path, upload.upload_id))
 
     def _listed(self, name: str) -> dict[str, dict[str, Any]]:
         """Return the file system's entries directly below *name*."""

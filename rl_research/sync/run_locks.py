@@ -42,17 +42,15 @@ def lock_runs(runs: Sequence[LocalRun], stack: ExitStack) -> Mapping[Key, IO[str
             found[run_key(run)] = error
             if error.errno in _NO_LOCKS:
                 without_locks.append(run)
-    return {**found, **(_leases_of(without_locks, stack) if without_locks else {})}
+    return {**found, **(_lease_runs(without_locks, stack) if without_locks else {})}
 
 
-def _leases_of(runs: Sequence[LocalRun], stack: ExitStack) -> dict[Key, Exception | None]:
-    from rl_research.sync import gateway_lease  # with the store, which locks need not
-    from rl_research.sync.threaded_store import ThreadedStore
+def _lease_runs(runs: Sequence[LocalRun], stack: ExitStack) -> dict[Key, Exception | None]:
+    from rl_research.sync.threaded_store import ThreadedStore  # with the store, which locks need not
 
     root = os.path.commonpath([run.folder for run in runs])
     names = {run_key(run): (run.folder.relative_to(root) / _LEASE.format(run.run_id)).as_posix() for run in runs}
-    stores = stack.enter_context(ThreadedStore(root))
-    leases = stack.enter_context(gateway_lease.leased_runs(stores, list(names.values())))
-    leases.confirm()
-    why = {**leases.unsure, **{name: f"{who} has it" for name, who in leases.others.items()}}
-    return {key: Busy(why[name]) if name in why else None for key, name in names.items()}
+    lease = stack.enter_context(stack.enter_context(ThreadedStore(root)).leased(list(names.values())))
+    lease.confirm()
+    reasons = {**lease.unsure, **{name: f"{who} has it" for name, who in lease.others.items()}}
+    return {key: Busy(reasons[name]) if name in reasons else None for key, name in names.items()}

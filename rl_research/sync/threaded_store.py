@@ -1,12 +1,14 @@
 """A store that several threads use at once, with retries."""
 
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
 from typing import Any, TypeVar
 
 from rl_research.errors import StorageError
-from rl_research.storage import Store, is_transient
+from rl_research.storage import Lease, Store, is_transient
 from rl_research.sync.outcome import Verdict
 from rl_research.system import masked, retry_call
 
@@ -24,8 +26,9 @@ class ThreadedStore:
     """
 
     def __init__(self, url: str, options: Mapping[str, Any] | None = None):
-        self._url, self._options = url, options
-        self._first = Store(url, options)
+        self._open: Callable[[], Store] = partial(Store, url, options)
+        self._first = self._open()
+        self.url = self._first.url  # without a password
         self._own = threading.local()
         self._pool = ThreadPoolExecutor(_AT_A_TIME)
 
@@ -35,23 +38,28 @@ class ThreadedStore:
     def __exit__(self, *_: object) -> None:
         self._pool.shutdown(cancel_futures=True)
 
-    @property
-    def url(self) -> str:
-        """URL of the store, without a password."""
-        return self._first.url
-
     def mine(self) -> Store:
         """Return the store of the calling thread."""
         if self._first.fs.async_impl:
             return self._first
         if not hasattr(self._own, "store"):
-            self._own.store = Store(self._url, self._options)
+            self._own.store = self._open()
         found: Store = self._own.store
         return found
 
     def each(self, ask: Callable[[Store, T], R], items: Iterable[T]) -> list[R]:
         """Return what *ask* returns for each of *items*, several at a time, each `with_retries`."""
         return list(self._pool.map(lambda item: with_retries(lambda: ask(self.mine(), item)), items))
+
+    @contextmanager
+    def leased(self, names: Sequence[str], silence: float = 60.0, settling: float = 5.0) -> Iterator[Lease]:
+        """Have in the block the free leases among *names*, which are removed at its end; see `Lease`."""
+        lease = Lease(self.mine, names, silence, settling, tries=_TRIES, removed_at_end=True)
+        try:
+            lease.acquire()
+            yield lease
+        finally:
+            lease.release()
 
 
 def with_retries(ask: Callable[[], R]) -> R:
@@ -62,8 +70,8 @@ def with_retries(ask: Callable[[], R]) -> R:
 def verdict_of(error: Exception) -> Verdict:
     """Return the verdict on a place, or a run there, that failed with *error*; a bug is raised again."""
     if is_transient(error):
-        said = " ".join(masked(str(error)).split())[:300].rstrip(".")
-        return Verdict("retryable", f"{said or type(error).__name__}.")
+        text = " ".join(masked(str(error)).split())[:300].rstrip(".")
+        return Verdict("retryable", f"{text or type(error).__name__}.")
     if isinstance(error, StorageError):
         return Verdict("blocked", str(error))
     raise error

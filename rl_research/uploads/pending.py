@@ -9,7 +9,7 @@ from rl_research import checkpoints
 from rl_research.checkpoints import Checkpoint
 from rl_research.errors import ConfigError
 from rl_research.runs import DESCRIPTION, FOR_UPLOAD, leased_folder, read_description, read_record
-from rl_research.storage import StoreLease
+from rl_research.storage import RunLease
 from rl_research.uploads.run_storage import RunStorage
 
 _log = logging.getLogger(__name__)
@@ -54,7 +54,7 @@ def leased_for_upload(storage: RunStorage) -> Iterator[Callable[[], None]]:
     uploads by itself.
     """
     with leased_folder(storage.folder, FOR_UPLOAD):
-        lease = StoreLease(storage.store, str(storage.config.run_id), storage.config.storage.lease)
+        lease = RunLease(storage.store, str(storage.config.run_id), storage.config.storage.lease)
         lease.acquire()
         try:
             yield lease.confirm

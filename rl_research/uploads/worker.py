@@ -24,7 +24,7 @@ from typing import Any
 from rl_research import checkpoints
 from rl_research.checkpoints import Checkpoint, Manifest
 from rl_research.errors import RunTakenOver, in_a_line
-from rl_research.storage import Share, StoreLease, crosses_network, is_transient
+from rl_research.storage import RunLease, Share, crosses_network, is_transient
 from rl_research.system import when_parent_ends
 from rl_research.uploads.run_storage import RunStorage
 
@@ -50,7 +50,7 @@ class UploadWorker:
     :param lease: confirmed before anything is published; None where nobody else can have the run
     """
 
-    def __init__(self, storage: RunStorage, lease: StoreLease | None):
+    def __init__(self, storage: RunStorage, lease: RunLease | None):
         self._storage, self._lease = storage, lease
         self._apart = crosses_network(str(storage.config.storage.url))
         self._process: subprocess.Popen[bytes] | None = None
@@ -191,7 +191,7 @@ def serve(number: int) -> None:
 
 
 def _answer(storage: RunStorage, address: str, share: Share | None) -> _Failure | Manifest:
-    lease = None if share is None else StoreLease.of(share, storage.store)
+    lease = None if share is None else RunLease.of(share, storage.store)
     try:
         return storage.upload(checkpoints.find(address), lease.confirm if lease else lambda: None).manifest
     except Exception as error:  # noqa: BLE001  # raised where it was asked for
