@@ -110,6 +110,7 @@ def test_a_killed_holder_on_this_machine_gives_the_run_up_at_once(tmp_path: Path
         mine = lease(seconds=600.0)
         mine.acquire()
         mine.confirm()
+        assert _lease_of(tmp_path)["token"] == mine.share.holder["token"]
 
 
 def test_another_machine_that_is_silent_gives_the_run_up(tmp_path: Path, lease: Leases) -> None:
@@ -154,6 +155,7 @@ def test_a_lease_that_was_given_up_is_taken_at_once(tmp_path: Path, lease: Lease
     second = lease(seconds=60.0)
     second.acquire()
     second.confirm()
+    assert _lease_of(tmp_path)["token"] == second.share.holder["token"]
 
 
 def test_a_lease_is_renewed_while_the_run_is_open(tmp_path: Path, lease: Leases) -> None:
@@ -225,6 +227,7 @@ def test_once_reachable_a_silent_holder_is_watched_and_a_living_one_kept(tmp_pat
         mine.confirm()
     _until(lambda: _lease_of(tmp_path)["token"] != "theirs")
     mine.confirm()
+    assert _lease_of(tmp_path)["token"] == mine.share.holder["token"]
 
 
 def test_a_run_that_was_taken_over_stops_and_leaves_the_others_checkpoints(tmp_path: Path) -> None:

@@ -364,7 +364,7 @@ def _one_line(call: Callable[[], Any], *words: str) -> None:
 
 
 def test_a_bucket_that_vanishes_or_refuses_is_one_line(tmp_path: Path, monkeypatch: Any) -> None:
-    """A bucket that is removed under a run, or made read-only, is named with what to do."""
+    """A bucket that is removed under a run, or that refuses, is one line that names it, and nothing is written."""
     with serving("s3", tmp_path / "s3" / "files") as own:
         for name, value in own.variables.items():
             monkeypatch.setenv(name, value)
@@ -374,6 +374,7 @@ def test_a_bucket_that_vanishes_or_refuses_is_one_line(tmp_path: Path, monkeypat
         bucket.rename(bucket.with_name("gone"))
         time.sleep(0.3)  # the server looks at its folder every 0.1 s
         _one_line(lambda: store.write("b", b"x"), "s3://going/runs", "write b", "no such bucket")
+        assert not bucket.exists()
     with serving("sftp", tmp_path / "sftp" / "files") as own:
         own.bucket("shut")
         store = Store(own.url("shut/runs"), own.options)
@@ -381,6 +382,7 @@ def test_a_bucket_that_vanishes_or_refuses_is_one_line(tmp_path: Path, monkeypat
         (own.folder / "shut" / "file").write_bytes(b"")
         time.sleep(0.3)
         _one_line(lambda: store.write("../file/b", b"x"), "sftp://", "write ../file/b")
+        assert (own.folder / "shut" / "file").read_bytes() == b""
 
 
 @pytest.mark.slow
