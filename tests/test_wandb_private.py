@@ -23,7 +23,7 @@ from rl_research.sync import sending
 from rl_research.sync.evidence import read_evidence
 from rl_research.sync.logs import scan
 from rl_research.sync.sent_copy import Skipped, write_copy
-from rl_research.system import lasting
+from rl_research.system import countdown
 from rl_research.tracking import wandb_private
 from rl_research.tracking.wandb_log import has_exited, logged_artifacts, read_records
 from rl_research.tracking.wandb_private import RESUME_STATUS, SyncCommand, SyncLog, parse_record
@@ -116,7 +116,7 @@ def test_a_run_offers_what_is_used_of_it(run: wandb.Run) -> None:
     assert not wandb_private.has_active_run()
     log = Path(run.settings.sync_file)
     assert log.read_bytes().startswith(wandb_private.LOG_HEADER), f"the log's format has changed: {_AGAIN}"
-    left = lasting(5)
+    left = countdown(5)
     while left() > 0 and not has_exited(log):
         time.sleep(0.01)
     assert has_exited(log), f"the log has no end: {_AGAIN}"

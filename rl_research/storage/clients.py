@@ -20,7 +20,7 @@ _log = logging.getLogger(__name__)
 _CONNECT = 10.0  # seconds until a connection has to stand
 _S3, _GCS, _SFTP, _AZURE = {"s3", "s3a"}, {"gs", "gcs"}, {"sftp", "ssh"}, {"az", "abfs", "abfss"}
 _BLOCK = 8 << 20  # bytes that come from Azure at a time, or are sent to it in one request
-_PART = 1 << 20  # bytes of a bigger file that are sent to Azure at a time; its client tells of whole ones only
+_PART = 1 << 20  # bytes of a bigger file that are sent to Azure at a time; it reports whole ones only
 
 
 def schemes(url: str) -> list[str]:

@@ -137,7 +137,7 @@ class FileSystem:
             raise StorageError(f"storage.url={self.url}: cannot {operation} {name or 'it'}: {reason}") from None
 
     def _check_can(self, operation: str, name: str) -> None:
-        """Connect, which may tell where the root is, and refuse to change an archive."""
+        """Connect, by which the root of a chain is known, and refuse to change an archive."""
         if isinstance(self.client, AbstractArchiveFileSystem) and operation in _CHANGES:
             raise StorageError(
                 f"storage.url={self.url}: cannot {operation} {name}: an archive can only be read. "

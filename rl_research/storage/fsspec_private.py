@@ -52,7 +52,7 @@ def azure_settings(fs: Any) -> Any:
 
 
 def switch_off_gcsfs_retries(fs: Any) -> None:
-    """Let gcsfs try each request once: the decorator that repeats it cannot be told to stop."""
+    """Let gcsfs try each request once: the decorator that repeats it has no switch."""
     for name in _RETRIED_BY_GCSFS:
         once = getattr(getattr(type(fs), name, None), "__wrapped__", None)
         if once is not None:

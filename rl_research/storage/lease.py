@@ -41,7 +41,7 @@ class Lease:
     :param open_store: makes the store; called in each thread, as file systems want it
     :param names: objects that are the leases
     :param silence: seconds after which a holder on another machine counts as gone
-    :param settling: seconds in which a process that has found a lease free has written its own
+    :param race_window: seconds in which a process that has found a lease free has written its own
     :param tries: how often the store is asked before a connection failure is raised
     :param removed_at_end: whether the objects go when the leases are given up; one that has gone while it
         was ours has been another's then. Else they stay, marked as released.
@@ -52,12 +52,12 @@ class Lease:
         open_store: Callable[[], Store],
         names: Iterable[str],
         silence: float = 60.0,
-        settling: float = 0.0,
+        race_window: float = 0.0,
         *,
         tries: int = 1,
         removed_at_end: bool = False,
     ):
-        self._open_store, self._silence, self._settling = open_store, silence, settling
+        self._open_store, self._silence, self._race_window = open_store, silence, race_window
         self._tries, self._removed_at_end = tries, removed_at_end
         self._me = new_holder()
         self._acquired_at = 0.0
@@ -94,7 +94,7 @@ class Lease:
     def confirm(self) -> None:
         """Give up what another process has taken in the same moment, or since."""
         if self.mine:
-            time.sleep(max(0.0, self._acquired_at + self._settling - time.monotonic()))
+            time.sleep(max(0.0, self._acquired_at + self._race_window - time.monotonic()))
         self._look_at(self.mine)
 
     def has(self, name: str) -> bool:
@@ -103,7 +103,7 @@ class Lease:
         return name in self.mine
 
     def release(self) -> None:
-        """Give up all that is ours, as far as the store can be told within seconds."""
+        """Give up all that is ours, as far as the store answers within seconds."""
         self._ended.set()
         if self._thread.is_alive():
             self._thread.join(_END_TIMEOUT * (1 + len(self.mine) // _AT_ONCE))
@@ -139,7 +139,7 @@ class Lease:
             if self._may_have(name, found):
                 write_lease(store, self._me, name)
                 self.mine.add(name)
-                if is_new and (seconds := time.monotonic() - begun) > self._settling > 0:
+                if is_new and (seconds := time.monotonic() - begun) > self._race_window > 0:
                     self.unsure[name] = f"the store took {seconds:.0f} s to say whose it is"
             elif found is None or not is_new or is_on_this_machine(found) or found != self._seen[name][0]:
                 self.mine.discard(name)
@@ -173,7 +173,7 @@ class Lease:
                 _log.warning("the lease in the store is not renewed: %s", error)
 
     def _give_up(self, name: str) -> None:
-        """Say that the lease is free; if it stays there, that tells a former holder that it is lost."""
+        """Mark the lease as free or remove it; one that stays shows a former holder that it is lost."""
         with self._locks[name]:
             store = self._open_store()
             if (read_lease(store, name) or {}).get("token") != self._me["token"]:
@@ -289,7 +289,7 @@ def write_lease(store: Store, holder: Mapping[str, Any], name: str = FILE, **mor
 
 
 def new_holder() -> dict[str, Any]:
-    """Return this process as the holder of a lease, told from every other one by its token."""
+    """Return this process as the holder of a lease, which its token sets apart."""
     number = os.getpid()
     who = {"host": platform.node(), "machine": machine_id(), "process": number, "since": started_at(number)}
     return {**who, "token": secrets.token_hex(8)}

@@ -1,6 +1,6 @@
 """Files to an object store, several at once, and big ones to S3 in parts.
 
-s3fs alone sends a file in waves, each waiting for its slowest part, tells of whole parts only, and does not
+s3fs alone sends a file in waves, each waiting for its slowest part, reports whole parts only, and does not
 end an upload that is cancelled. Uploads to S3 that a killed process has begun are found here, too: no listing
 of objects shows them, and they cost money. GCS and Azure let theirs expire after a week; elsewhere what is cut
 off is a file, or nothing.

@@ -77,13 +77,13 @@ def refusal(error: BaseException, scheme: str) -> str | None:
     What the service itself has said counts before the kind of exception that a client made of it.
     """
     chain = list(causes(error))
-    found = [reason for judge in (_by_answer, _by_kind) for e in chain if (reason := judge(e))]
+    found = [judged for judge in (_by_answer, _by_kind) for e in chain if (judged := judge(e))]
     if not found:
         return None
-    what, told = found[0]
-    told = " ".join(told.split())[:200]
-    words = f"{what} ({told})" if told and told not in what else what
-    return masked(f"{words}. {_remedy(what, scheme)}")
+    reason, details = found[0]
+    details = " ".join(details.split())[:200]
+    described = f"{reason} ({details})" if details and details not in reason else reason
+    return masked(f"{described}. {_remedy(reason, scheme)}")
 
 
 def says_no_bucket(error: BaseException) -> bool:
@@ -111,8 +111,8 @@ def _by_kind(error: BaseException) -> tuple[str, str] | None:
         return _REFUSED, text
     if isinstance(error, OSError) and error.errno in _BY_ERRNO:
         return _BY_ERRNO[error.errno], ""
-    if isinstance(error, OSError) and (said := _SAYS_FULL.search(text)):
-        return _FULL, said[0]
+    if isinstance(error, OSError) and (match := _SAYS_FULL.search(text)):
+        return _FULL, match[0]
     if isinstance(error, OSError) and text.startswith("Forbidden"):  # gcsfs
         return _DENIED, text
     named = next((_BY_NAME[name] for name in names_of(error) if name in _BY_NAME), None)
@@ -123,7 +123,7 @@ def _by_kind(error: BaseException) -> tuple[str, str] | None:
     return None
 
 
-def _remedy(what: str, scheme: str) -> str:
+def _remedy(reason: str, scheme: str) -> str:
     sources = _SOURCES.get(_SAME.get(scheme, scheme), "the client's own variables or storage.options")
     remedies = {
         _DENIED: f"Give these credentials the right to list, read, write and delete there, or use others: {sources}.",
@@ -135,4 +135,4 @@ def _remedy(what: str, scheme: str) -> str:
         _NO_BUCKET: "Make it, or correct storage.url.",
         "this machine's clock is wrong": "Set it.",
     }
-    return remedies.get(what, "Check storage.url and storage.options.")
+    return remedies.get(reason, "Check storage.url and storage.options.")

@@ -37,7 +37,7 @@ _TIMES = ("LastModified", "last_modified", "updated", "mtime", "modified", "crea
 class Entry:
     """A file in a store: its size in bytes, and when it was written by the store's own clock.
 
-    *modified* is in seconds since 1970, None where the file system tells no time.
+    *modified* is in seconds since 1970, None where the file system keeps none.
     """
 
     size: int
@@ -119,7 +119,7 @@ class Store:
             yield piece
 
     def sha256(self, name: str, size: int) -> str:
-        """Return the SHA-256 of the *size* bytes of *name*, never held at once."""
+        """Return the SHA-256 of the *size* bytes of *name*, which are read a piece at a time."""
         digest = hashlib.sha256()
         for piece in self.pieces(name, size):
             digest.update(piece)

@@ -9,96 +9,49 @@ from typing import Any
 
 from rl_research.errors import RLResearchError
 
-_TRANSIENT_ERRNO = frozenset(
-    getattr(errno, name)
-    for name in [
-        "EAGAIN",
-        "EBUSY",
-        "ECONNABORTED",
-        "ECONNREFUSED",
-        "ECONNRESET",
-        "EHOSTDOWN",
-        "EHOSTUNREACH",
-        "EINTR",
-        "ENETDOWN",
-        "ENETRESET",
-        "ENETUNREACH",
-        "EPIPE",
-        "EREMOTEIO",
-        "ESTALE",
-        "ETIMEDOUT",
-    ]
-    if hasattr(errno, name)
-)
+_ERRNO_NAMES = (
+    "EAGAIN", "EBUSY", "ECONNABORTED", "ECONNREFUSED", "ECONNRESET", "EHOSTDOWN", "EHOSTUNREACH", "EINTR",
+    "ENETDOWN", "ENETRESET", "ENETUNREACH", "EPIPE", "EREMOTEIO", "ESTALE", "ETIMEDOUT",
+)  # fmt: skip
+_TRANSIENT_ERRNO = frozenset(getattr(errno, name) for name in _ERRNO_NAMES if hasattr(errno, name))
 _TRANSIENT_STATUS = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
-_TRANSIENT_CODES = frozenset(
-    [
-        "InternalError",
-        "OperationAborted",
-        "RequestTimeout",
-        "ServiceUnavailable",
-        "SlowDown",
-        "Throttling",
-        "ThrottlingException",
-        "TooManyRequests",
-    ]
-)
-_TRANSIENT_NAMES = frozenset(
-    [
-        "aiohttp.ClientConnectionError",
-        "aiohttp.ClientPayloadError",
-        "botocore.ConnectionError",
-        "botocore.HTTPClientError",
-        "botocore.IncompleteReadError",
-        "botocore.ResponseStreamingError",
-        "fsspec.FSTimeoutError",
-        "azure.IncompleteReadError",
-        "azure.ServiceRequestError",
-        "azure.ServiceResponseError",
-        "asyncio.TimeoutError",  # another class than TimeoutError before Python 3.11
-        "gcsfs.ChecksumError",
-        "google.TransportError",
-        "httpx.TransportError",
-        "requests.ConnectionError",
-        "requests.Timeout",
-        "urllib3.ProtocolError",
-        "urllib3.TimeoutError",
-        "paramiko.NoValidConnectionsError",
-        "paramiko.SSHException",
-        "botocore.FlexibleChecksumError",
-        "botocore.MetadataRetrievalError",
-        "botocore.ResponseParserError",
-        "requests.ChunkedEncodingError",
-        "requests.ContentDecodingError",
-    ]
-)
+_TRANSIENT_CODES = frozenset({
+    "InternalError", "OperationAborted", "RequestTimeout", "ServiceUnavailable", "SlowDown", "Throttling",
+    "ThrottlingException", "TooManyRequests",
+})  # fmt: skip
+_TRANSIENT_NAMES = frozenset({
+    "aiohttp.ClientConnectionError", "aiohttp.ClientPayloadError",
+    "asyncio.TimeoutError",  # another class than TimeoutError before Python 3.11
+    "azure.IncompleteReadError", "azure.ServiceRequestError", "azure.ServiceResponseError",
+    "botocore.ConnectionError", "botocore.FlexibleChecksumError", "botocore.HTTPClientError",
+    "botocore.IncompleteReadError", "botocore.MetadataRetrievalError", "botocore.ResponseParserError",
+    "botocore.ResponseStreamingError",
+    "fsspec.FSTimeoutError", "gcsfs.ChecksumError", "google.TransportError", "httpx.TransportError",
+    "paramiko.NoValidConnectionsError", "paramiko.SSHException",
+    "requests.ChunkedEncodingError", "requests.ConnectionError", "requests.ContentDecodingError", "requests.Timeout",
+    "urllib3.ProtocolError", "urllib3.TimeoutError",
+})  # fmt: skip
 # What would be transient by its base.
-_PERMANENT_NAMES = frozenset(["paramiko.AuthenticationException", "paramiko.BadHostKeyException"])
-_PERMANENT_TEXTS = frozenset(["No authentication methods available"])  # a bare SSHException
-
+_PERMANENT_NAMES = frozenset({"paramiko.AuthenticationException", "paramiko.BadHostKeyException"})
+_PERMANENT_TEXTS = frozenset({"No authentication methods available"})  # a bare SSHException
 
 _NEVER = (FileNotFoundError, PermissionError, FileExistsError, IsADirectoryError)
 _ALWAYS = (
-    ConnectionError,
-    TimeoutError,
-    http.client.IncompleteRead,
-    socket.gaierror,
-    ssl.SSLEOFError,
-    ssl.SSLZeroReturnError,
-)
+    ConnectionError, TimeoutError, http.client.IncompleteRead, socket.gaierror, ssl.SSLEOFError, ssl.SSLZeroReturnError,
+)  # fmt: skip
 
 
 def is_transient(error: BaseException) -> bool:
     """Return whether *error* is a connection failure: one that waiting may mend.
 
-    The outermost cause that can tell decides. Optional clients are recognised by the names of their
+    The outermost error that is known decides. Optional clients are recognised by the names of their
     exceptions, so none is imported.
     """
     return next((verdict for cause in causes(error) if (verdict := _verdict(cause)) is not None), False)
 
 
 def causes(error: BaseException) -> Iterator[BaseException]:
-    """*error*, then what it was raised from or while handling, outermost first."""
+    """Yield *error*, then what it was raised from or while handling, outermost first."""
     seen: set[int] = set()
     current: BaseException | None = error
     while current is not None and id(current) not in seen:
@@ -109,11 +62,11 @@ def causes(error: BaseException) -> Iterator[BaseException]:
 
 
 def _verdict(error: BaseException) -> bool | None:
-    """True: transient; False: not; None: this error does not say, look at its cause."""
+    """Return whether *error* is transient, None where it does not say and its cause has to be looked at."""
     if not isinstance(error, Exception) or isinstance(error, (RLResearchError, *_NEVER)):
         return False
-    if _hides_bad_certificate(error):
-        return False
+    if any(isinstance(cause, ssl.SSLCertVerificationError) for cause in causes(error)):
+        return False  # it stays bad, though clients call it a connection error
     status, code = status_of(error)
     if status is not None or code in _TRANSIENT_CODES:
         return code in _TRANSIENT_CODES or status in _TRANSIENT_STATUS
@@ -128,13 +81,8 @@ def _verdict(error: BaseException) -> bool | None:
 
 
 def names_of(error: BaseException) -> list[str]:
-    """The names of its classes, most special first, each with its package: ``botocore.ClientError``."""
+    """Return the names of its classes, most special first, each with its package: ``botocore.ClientError``."""
     return [f"{kind.__module__.split('.')[0]}.{kind.__name__}" for kind in type(error).__mro__]
-
-
-def _hides_bad_certificate(error: BaseException) -> bool:
-    """Return whether a client has wrapped a bad certificate, which stays bad, into a connection error."""
-    return any(isinstance(cause, ssl.SSLCertVerificationError) for cause in causes(error))
 
 
 def status_of(error: BaseException) -> tuple[int | None, str | None]:

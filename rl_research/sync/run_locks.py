@@ -22,7 +22,7 @@ class Busy(Exception):
 
 
 def run_key(run: LocalRun) -> Key:
-    """Return what tells *run* from the others of this machine."""
+    """Return the identity of *run* on this machine."""
     return run.folder, run.run_id
 
 

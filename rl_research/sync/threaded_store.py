@@ -52,9 +52,9 @@ class ThreadedStore:
         return list(self._pool.map(lambda item: with_retries(lambda: ask(self.mine(), item)), items))
 
     @contextmanager
-    def leased(self, names: Sequence[str], silence: float = 60.0, settling: float = 5.0) -> Iterator[Lease]:
+    def leased(self, names: Sequence[str], silence: float = 60.0, race_window: float = 5.0) -> Iterator[Lease]:
         """Have in the block the free leases among *names*, which are removed at its end; see `Lease`."""
-        lease = Lease(self.mine, names, silence, settling, tries=_TRIES, removed_at_end=True)
+        lease = Lease(self.mine, names, silence, race_window, tries=_TRIES, removed_at_end=True)
         try:
             lease.acquire()
             yield lease

@@ -1,4 +1,4 @@
-from .deadline import Attempt as Attempt, lasting as lasting
+from .deadline import Attempt as Attempt, countdown as countdown
 from .files import (
     make_durable as make_durable,
     raise_if_refused as raise_if_refused,

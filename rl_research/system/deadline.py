@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future, wait
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
@@ -13,32 +14,27 @@ class Attempt(Generic[T]):
     """A call of *function*, begun now; the end of the process does not wait for it."""
 
     def __init__(self, function: Callable[[], T]):
-        self._function = function
-        self._results: list[T] = []
-        self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self._thread.start()
+        self._future: Future[T] = Future()
+        threading.Thread(target=self._run, args=(function,), daemon=True).start()
 
-    def ended_within(self, patience: Callable[[], float]) -> bool:
-        """Wait while *patience*, asked again and again, has seconds left; whether the call has ended."""
-        while self._thread.is_alive() and (left := patience()) > 0:
-            self._thread.join(min(left, _PAUSE))
-        return not self._thread.is_alive()
+    def ended_within(self, seconds_left: Callable[[], float]) -> bool:
+        """Wait while *seconds_left*, which is called again and again, is above 0; return whether the call ended."""
+        while not self._future.done() and (left := seconds_left()) > 0:
+            wait([self._future], min(left, _PAUSE))
+        return self._future.done()
 
     def result(self) -> T:
         """Return what the ended call has returned, or raise what it has raised."""
-        if self._error is not None:
-            raise self._error
-        return self._results[0]
+        return self._future.result()
 
-    def _run(self) -> None:
+    def _run(self, function: Callable[[], T]) -> None:
         try:
-            self._results.append(self._function())
+            self._future.set_result(function())
         except BaseException as error:  # noqa: BLE001  # `result` raises it where it is asked for
-            self._error = error
+            self._future.set_exception(error)
 
 
-def lasting(seconds: float) -> Callable[[], float]:
-    """A patience of *seconds* from now on."""
+def countdown(seconds: float) -> Callable[[], float]:
+    """Return a function that says how many of *seconds*, counted from now on, are left."""
     until = time.monotonic() + seconds
     return lambda: until - time.monotonic()

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from rl_research.system import Attempt, lasting
+from rl_research.system import Attempt, countdown
 from rl_research.tracking.wandb_log import Logged, row_of
 
 _VIEWER = "query Viewer { viewer { id entity } }"
@@ -88,7 +88,7 @@ class WandbApi:
     def query(self, text: str, **variables: Any) -> dict[str, Any]:
         """Return the ``data`` of the server's answer to the GraphQL query *text*."""
         attempt = Attempt(lambda: self._post(text, variables))
-        if not attempt.ended_within(lasting(self.timeout)):
+        if not attempt.ended_within(countdown(self.timeout)):
             raise Unreachable(f"{self.base_url} has not answered for {self.timeout:.0f} s")
         return attempt.result()
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rl_research.errors import ConfigError, LoggingError
-from rl_research.system import Attempt, lasting
+from rl_research.system import Attempt, countdown
 from rl_research.tracking import provenance, wandb_private
 from rl_research.tracking.metric_names import GLOBAL_STEP
 from rl_research.tracking.settings import RunSettings
@@ -161,7 +161,7 @@ class WandbRun:
         if (run := self.run) is None:
             return None
         file, last_step = Path(run.settings.sync_file), run.step - 1
-        limit = lasting(run.settings.finish_timeout + _GRACE)
+        limit = countdown(run.settings.finish_timeout + _GRACE)
         finishing = Attempt(lambda: run.finish(exit_code=exit_code))
         try:
             ended = finishing.ended_within(lambda: min(limit(), seconds_left() if seconds_left else limit()))
@@ -304,7 +304,7 @@ def _end_service(file: Path) -> None:
 
 def _is_on_disk(file: Path, seconds: float) -> bool:
     """Wait until the log on disk is complete: `Run.finish` returns some milliseconds earlier."""
-    left = lasting(seconds)
+    left = countdown(seconds)
     while not (done := has_exited(file)) and left() > 0:
         time.sleep(0.005)
     return done
