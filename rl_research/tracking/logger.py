@@ -14,8 +14,8 @@ from rl_research.config import Config, plain
 from rl_research.errors import ConfigError, LoggingError
 from rl_research.system import unused
 from rl_research.tracking import media, provenance, saved_policy
-from rl_research.tracking.metric_names import Names, check_name
-from rl_research.tracking.metrics import NotFinite, Row, Steps, Thinner, groups, scalars
+from rl_research.tracking.metric_names import GLOBAL_STEP, Names, check_name
+from rl_research.tracking.metrics import Row, Steps, Thinner, groups, scalars
 from rl_research.tracking.settings import RunSettings, resolve_settings
 from rl_research.tracking.wandb_log import Logged
 from rl_research.tracking.wandb_run import WandbRun
@@ -59,7 +59,6 @@ class ExperimentLogger:
         self._lock = threading.RLock()
         self._names, self._steps = Names(), Steps()
         self._thinner = Thinner(config.wandb.max_rows)
-        self._not_finite = NotFinite()
         self._left_out = Logged()
         self._filmed: set[Path] = set()
         self._last_actions: list[Callable[[], None]] = []
@@ -114,7 +113,7 @@ class ExperimentLogger:
         with self._lock:
             at = self._steps.of_row(step)
             self._names.claim(row, "metric", at, step is not None, groups(metrics))
-            self._not_finite.warn_about(row)
+            self._names.warn_if_not_finite(row)
             self._emit(self._thinner.add(at, row))
 
     def leave_out(self, logged: Logged) -> None:
@@ -146,7 +145,8 @@ class ExperimentLogger:
         self._check_open()
         row = scalars(values)
         with self._lock:
-            self._wandb.update_summary(row)
+            if self.run is not None:
+                self.run.summary.update(row)
 
     def log_image(self, name: str, image: Any, step: int | None = None, caption: str | None = None) -> None:
         """Log an array, tensor, PIL image, matplotlib figure or picture file; see `media`."""
@@ -155,7 +155,9 @@ class ExperimentLogger:
         with self._lock:
             at = self._claim(name, "image", step)
             if self._is_new(name, at):
-                self._wandb.log_image(at, name, pixels, caption)
+                from wandb import Image
+
+                self._log(at, {name: Image(pixels, caption=caption)})
 
     def log_video(self, name: str, video: Any, fps: float = 30, step: int | None = None) -> None:
         """Log frames, which become ``videos/{name}-{step}.mp4`` in the run folder, or a file."""
@@ -167,8 +169,10 @@ class ExperimentLogger:
             at = self._claim(name, "video", step)
             if frames is not None:
                 film = media.encode(frames, self._place_for_film(name, at), fps)
-            if film is not None and self._is_new(name, at):
-                self._wandb.log_video(at, name, film)
+            if self._is_new(name, at):
+                from wandb import Video
+
+                self._log(at, {name: Video(str(film))})
 
     def save_model(
         self, model: Any, name: str = "model", metadata: Mapping[str, Any] | None = None, aliases: Sequence[str] = ()
@@ -274,14 +278,17 @@ class ExperimentLogger:
         return target
 
     def _is_new(self, name: str, step: int) -> bool:
-        """Return whether no segment before this one has logged this picture or film."""
+        """Return whether a picture or film is to be logged: no segment before this one has."""
+        return self.run is not None and (name, step) not in self._left_out.media
+
+    def _log(self, step: int, row: Mapping[str, Any]) -> None:
         self._check_open()
-        return (name, step) not in self._left_out.media
+        if self.run is not None:
+            self.run.log({**row, GLOBAL_STEP: step})
 
     def _emit(self, row: tuple[int, Row] | None) -> None:
         if row is not None and row[0] not in self._left_out.steps:
-            self._check_open()
-            self._wandb.log(*row)
+            self._log(*row)
 
     def _flush(self) -> None:
         self._emit(self._thinner.flush())
@@ -289,4 +296,5 @@ class ExperimentLogger:
 
     def _update_config(self, values: Mapping[str, Any]) -> None:
         with self._lock:
-            self._wandb.update_config(values)
+            if self.run is not None:
+                self.run.config.update(values, allow_val_change=True)  # type: ignore[no-untyped-call]

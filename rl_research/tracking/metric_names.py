@@ -9,8 +9,9 @@ is fine: W&B keeps both.
 
 import difflib
 import logging
+import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from rl_research.errors import LoggingError
@@ -101,6 +102,7 @@ class Names:
         self._kinds: dict[str, str] = {}
         self._groups: set[str] = set()
         self._given_step: dict[str, int] = {}
+        self._not_finite: set[str] = set()
 
     def claim(self, names: Iterable[str], kind: str, step: int, given: bool = True, groups: Iterable[str] = ()) -> None:
         """Note that *names* are of *kind* and have reached *step*, or raise and note nothing.
@@ -137,6 +139,13 @@ class Names:
                 f"{name!r} is a metric and a nested mapping in one run. Rename one of them, "
                 f"for instance the metric as {name + '/value'!r}."
             )
+
+    def warn_if_not_finite(self, row: Mapping[str, object]) -> None:
+        """Warn once of each metric that has become NaN or infinite; it is logged as it is."""
+        for name, value in row.items():
+            if isinstance(value, float) and not math.isfinite(value) and name not in self._not_finite:
+                self._not_finite.add(name)
+                log.warning("metric '%s' is %s; it is logged as it is, and said once.", name, value)
 
     def write_table(self, path: Path) -> None:
         """Write name, description and first step of every metric to *path*, as Markdown."""

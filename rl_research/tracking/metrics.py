@@ -1,7 +1,6 @@
 """Metric values: what may be logged, as a plain row, at which step, how often."""
 
 import logging
-import math
 import operator
 from collections.abc import Mapping
 from decimal import Decimal
@@ -188,17 +187,3 @@ def _middle(column: list[Any]) -> Scalar:
     if any(isinstance(value, str) for value in column):
         return column[-1]  # type: ignore[no-any-return]  # a Scalar, as every value of a row
     return float(sum(column) / len(column))
-
-
-class NotFinite:
-    """Warns once of each metric that has become NaN or infinite; it is logged as it is."""
-
-    def __init__(self) -> None:
-        self._mentioned: set[str] = set()
-
-    def warn_about(self, row: Row) -> None:
-        """Look at *row*, which is about to be logged."""
-        for name, value in row.items():
-            if isinstance(value, float) and not math.isfinite(value) and name not in self._mentioned:
-                self._mentioned.add(name)
-                log.warning("metric '%s' is %s; it is logged as it is, and said once.", name, value)

@@ -21,8 +21,6 @@ from rl_research.tracking.wandb_log import Logged, has_exited
 if TYPE_CHECKING:
     from wandb import Run
 
-    from rl_research.tracking.media import Pixels
-
 log = logging.getLogger(__name__)
 
 _ASKING, _OFFLINE = 0.25, 0.2  # of `wandb.init_timeout`: to ask first, and to start offline instead
@@ -31,7 +29,7 @@ _ON_DISK = 2.0  # seconds that the end of the log may take to reach the disk; it
 
 
 class WandbRun:
-    """A W&B run; where W&B is disabled, one that takes everything and keeps nothing.
+    """A W&B run, as `run`; None where W&B is disabled, and then nothing is logged.
 
     Within ``wandb.init_timeout`` it is decided whether an online run goes on offline. If it would have to,
     raises `ConfigError` where ``wandb.fallback`` is false, `ConnectionError` where an ended run is reopened.
@@ -81,35 +79,6 @@ class WandbRun:
         except NoAnswer as no:
             log.warning("which rows W&B has is not known (%s): those of the local logs count", no)
             return None
-
-    def log(self, step: int, row: Mapping[str, Any]) -> None:
-        """Log *row* at *step*, a number of environment steps."""
-        if self.run is not None:
-            self.run.log({**row, GLOBAL_STEP: step})
-
-    def log_image(self, step: int, name: str, pixels: Pixels, caption: str | None) -> None:
-        """Log what `media.image_pixels` returns."""
-        if self.run is not None:
-            from wandb import Image
-
-            self.log(step, {name: Image(pixels, caption=caption)})
-
-    def log_video(self, step: int, name: str, film: Path) -> None:
-        """Log the film in a file."""
-        if self.run is not None:
-            from wandb import Video
-
-            self.log(step, {name: Video(str(film))})
-
-    def update_config(self, values: Mapping[str, Any]) -> None:
-        """Merge *values* into the run's configuration."""
-        if self.run is not None:
-            self.run.config.update(values, allow_val_change=True)  # type: ignore[no-untyped-call]
-
-    def update_summary(self, values: Mapping[str, Any]) -> None:
-        """Set final values of the run."""
-        if self.run is not None:
-            self.run.summary.update(dict(values))
 
     def log_files(self, name: str, files: Sequence[Path], metadata: Mapping[str, Any], aliases: Sequence[str]) -> None:
         """Log *files*, which stay where they are until they are uploaded, as artifact *name*."""
