@@ -44,7 +44,7 @@ def sync(
     `Failed` if a run is blocked that was not before; the table says what came of each.
     """
     refuse_secrets(overrides, *where)
-    options, policy = dict(load_storage(overrides).options), Policy(force=force, patient=True)
+    options, policy = dict(load_storage(overrides).options), Policy(force=force, only_due=True)
     with open_runs(where, options, include_online=include_online) as runs:
         account = WandbApi()
         looks = [(run, reason_to_skip(run, account, policy)) for run in runs]

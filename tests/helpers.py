@@ -102,13 +102,10 @@ def progress(run_dir: Path) -> list[dict[str, str]]:
 
 def wandb_records(run_dir: Path) -> Iterator[Any]:
     """Every whole record of every W&B segment below *run_dir*, oldest segment first."""
-    from wandb.proto import wandb_internal_pb2
-
     from rl_research.tracking.wandb_log import read_records
 
     for log in sorted(run_dir.glob("wandb/*run-*/run-*.wandb")):
-        for payload in read_records(log):
-            yield wandb_internal_pb2.Record.FromString(payload)
+        yield from read_records(log)
 
 
 def wandb_rows(run_dir: Path) -> list[tuple[int, dict[str, Any]]]:

@@ -155,7 +155,7 @@ def test_a_written_film_plays(shape: tuple[int, ...], tmp_path: Path) -> None:
     """The file is H.264 in yuv420p with every frame, and no temporary file stays."""
     import imageio_ffmpeg
 
-    path = write_video(RNG.random(shape), tmp_path / "sub" / "film.mp4", fps=10)
+    path = write_video(video_frames(RNG.random(shape)), tmp_path / "sub" / "film.mp4", fps=10)
     assert [p.name for p in path.parent.iterdir()] == ["film.mp4"]
     reader = imageio_ffmpeg.read_frames(str(path))
     facts = next(reader)
@@ -168,7 +168,7 @@ def test_a_written_film_plays(shape: tuple[int, ...], tmp_path: Path) -> None:
 def test_fps_is_a_positive_number(fps: Any, tmp_path: Path) -> None:
     """A film needs a positive frame rate."""
     with pytest.raises(LoggingError, match="fps"):
-        write_video(THWC, tmp_path / "x.mp4", fps)
+        write_video(video_frames(THWC), tmp_path / "x.mp4", fps)
 
 
 def test_films_are_given_as_existing_files_of_known_kinds(tmp_path: Path) -> None:
@@ -181,4 +181,4 @@ def test_films_are_given_as_existing_files_of_known_kinds(tmp_path: Path) -> Non
     with pytest.raises(LoggingError, match="convert it"):
         video_path(tmp_path / "x.avi")
     with pytest.raises(LoggingError, match="mp4"):
-        write_video(THWC, tmp_path / "x.gif")
+        write_video(video_frames(THWC), tmp_path / "x.gif")

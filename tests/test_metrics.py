@@ -14,7 +14,7 @@ import torch
 
 from rl_research.errors import LoggingError
 from rl_research.tracking.metric_names import KNOWN, Names, check_name, misspelt
-from rl_research.tracking.metrics import Steps, Thinner, flatten, groups, scalar, scalars
+from rl_research.tracking.metrics import Steps, Thinner, flatten, scalar, scalars
 
 
 @pytest.mark.parametrize(
@@ -128,19 +128,6 @@ def test_other_values_are_refused_with_a_remedy(value: object, remedy: str) -> N
     """The error names the metric, the type and what to do instead."""
     with pytest.raises(LoggingError, match=rf"'some/x' is .*{remedy}"):
         scalars({"some": {"x": value}})
-
-
-@pytest.mark.parametrize(
-    ("first", "second"),
-    [({"a": 1}, {"a": {"b": 2}}), ({"a": {"b": 2}}, {"a": 1}), ({"a/b": 1}, {"a": {"b": {"c": 1}}})],
-)
-def test_a_name_is_not_a_metric_and_a_mapping(first: dict, second: dict) -> None:
-    """What was a number is no nested mapping later, nor the other way round."""
-    names = Names()
-    names.claim(flatten(first), "metric", 0, groups=groups(first))
-    with pytest.raises(LoggingError, match="a metric and a nested mapping"):
-        names.claim(flatten(second), "metric", 1, groups=groups(second))
-    names.claim(["c"], "metric", 1)
 
 
 def test_a_name_may_begin_others() -> None:

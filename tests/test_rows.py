@@ -105,7 +105,7 @@ def test_rows_are_on_disk_as_they_come(tmp_path: Path) -> None:
         "global_step": "10", "a": "2.5", "b": "1", "c": "", "z": "",
     }  # fmt: skip
     assert _read(tmp_path / "progress.csv")[2]["c"] == "text"
-    assert file.last_step == 30
+    assert file.rows[-1]["global_step"] == "30"
     assert [p.name for p in tmp_path.iterdir()] == ["progress.csv"]
 
 
@@ -149,7 +149,7 @@ def test_a_reopened_file_goes_on(tmp_path: Path) -> None:
     path = tmp_path / "progress.csv"
     ProgressFile(path)({"b": 1, "a": 2}, 10)
     again = ProgressFile(path)
-    assert again.last_step == 10
+    assert again.rows[-1]["global_step"] == "10"
     again({"a": 3}, 20)
     again({"new": 4}, 30)
     assert [row["global_step"] for row in _read(path)] == ["10", "20", "30"]
@@ -169,7 +169,7 @@ def test_rewinding_forgets_what_is_written_again(tmp_path: Path, step: int, kept
     assert [row["global_step"] for row in _read(path)] == kept
     file({"a": 1}, 40)
     assert [row["global_step"] for row in _read(path)] == [*kept, "40"]
-    assert ProgressFile(path).last_step == 40
+    assert ProgressFile(path).rows[-1]["global_step"] == "40"
 
 
 def test_rewinding_a_new_file_makes_none(tmp_path: Path) -> None:
@@ -177,7 +177,7 @@ def test_rewinding_a_new_file_makes_none(tmp_path: Path) -> None:
     file = ProgressFile(tmp_path / "progress.csv")
     file.rewind(0)
     assert list(tmp_path.iterdir()) == []
-    assert file.last_step == -1
+    assert file.rows == []
 
 
 @pytest.mark.parametrize("cut", range(1, 12))
@@ -190,7 +190,7 @@ def test_a_line_cut_off_by_a_kill_is_no_row(tmp_path: Path, cut: int) -> None:
     path.write_bytes(path.read_bytes()[:-cut])
     assert [row["global_step"] for row in read_progress(path)] == ["10"]
     again = ProgressFile(path)
-    assert again.last_step == 10
+    assert again.rows[-1]["global_step"] == "10"
     again.rewind(15)
     again({"a": 5.25, "b": 6.5}, 20)
     assert [(row["global_step"], row["b"]) for row in _read(path)] == [("10", "2.5"), ("20", "6.5")]

@@ -157,7 +157,7 @@ def test_a_server_that_hangs_is_left_in_time(
     assert not [pid for pid in left if "wandb" in _command(pid)]
     assert ledger_of(folder, "r00")["next_try"] > time.time()
     server.heal()
-    assert sync(folder, patient=True)["r00"].state == "waiting"
+    assert sync(folder, only_due=True)["r00"].state == "waiting"
     monkeypatch.delenv("RL_RESEARCH_SYNC_SECONDS")
     assert sync(folder)["r00"].state == "synced"
 

@@ -18,14 +18,14 @@ import offline_runs
 import pytest
 from helpers import environment
 from offline_runs import log_of
-from wandb.proto import wandb_internal_pb2
 
 from rl_research.sync import ledger, local_runs, temporary
 from rl_research.sync.logs import scan, timestamps
 from rl_research.sync.sent_copy import Skipped, Unclear, rows_delivered, skipped_parts, write_copy
-from rl_research.sync.server import RunThere
 from rl_research.system import Locked
-from rl_research.tracking.wandb_log import LogWriter, read_records
+from rl_research.tracking import RunThere
+from rl_research.tracking.wandb_log import LogWriter, payloads, read_records
+from rl_research.tracking.wandb_private import LOG_HEADER
 
 
 @pytest.fixture(scope="module")
@@ -66,22 +66,27 @@ def test_runs_are_found_wherever_they_lie(tmp_path: Path) -> None:
     assert one.run_id == "d"
 
 
+def _payloads(log: Path) -> list[bytes]:
+    with log.open("rb") as file:
+        return [payload for payload, _ in payloads(file, len(LOG_HEADER))]
+
+
 def test_a_log_is_written_as_wandb_writes_it(library: Path, tmp_path: Path) -> None:
     """Records of every length, over the ends of blocks, come back as they went in."""
     chance = random.Random(4)
     sizes = [0, 1, 32753, 32754, 32755, 32761, 65522, 100_000, *(chance.randrange(40_000) for _ in range(60))]
-    payloads = [chance.randbytes(size) for size in sizes]
+    wanted = [chance.randbytes(size) for size in sizes]
     log = tmp_path / "log"
     with log.open("wb") as file:
         writer = LogWriter(file)
-        for payload in payloads:
+        for payload in wanted:
             writer.write(payload)
-    assert list(read_records(log)) == payloads
+    assert _payloads(log) == wanted
     again = tmp_path / "again"
     original = log_of(library, "many")
     with again.open("wb") as file:
         writer = LogWriter(file)
-        for payload in read_records(original):
+        for payload in _payloads(original):
             writer.write(payload)
     assert again.read_bytes() == original.read_bytes()
 
@@ -116,7 +121,7 @@ def test_a_copy_is_whole_and_leaves_out_what_is_there(library: Path, tmp_path: P
     assert 0 < facts.rows < 800
     assert not facts.exited
     copy = write_copy(facts, tmp_path / "offline-run-1", Skipped(rows=100))
-    kinds = [wandb_internal_pb2.Record.FromString(p).WhichOneof("record_type") for p in read_records(copy)]
+    kinds = [record.WhichOneof("record_type") for record in read_records(copy)]
     assert kinds.count("history") == facts.rows - 100
     assert kinds[-1] == "exit"
     assert list(timestamps(copy)) == list(timestamps(log))[100:]

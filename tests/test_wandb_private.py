@@ -20,11 +20,10 @@ from wandb.sdk.interface.interface import InterfaceBase
 from wandb_server import WandbServer
 
 from rl_research.sync import sending
-from rl_research.sync.evidence import read_evidence
 from rl_research.sync.logs import scan
 from rl_research.sync.sent_copy import Skipped, write_copy
 from rl_research.system import countdown
-from rl_research.tracking import wandb_private
+from rl_research.tracking import WandbApi, wandb_private
 from rl_research.tracking.wandb_log import has_exited, logged_artifacts, read_records
 from rl_research.tracking.wandb_private import RESUME_STATUS, SyncCommand, SyncLog, parse_record
 
@@ -42,7 +41,7 @@ def test_this_is_the_wandb_that_was_read() -> None:
     "phrase",
     [
         *(SyncLog.SENDING, SyncLog.SENT, SyncLog.HTTP_ERROR, SyncLog.NO_FILE, *SyncLog.HARMLESS),
-        *(SyncLog.FILES.split("*")[0], "sync_path", "history_lines", "history_offset", "uploaded_len"),
+        *(SyncLog.FILES.split("*")[0], "sync_path", "history_lines", "uploaded_len"),
         *(SyncCommand.DONE, *SyncCommand.MARKS, RESUME_STATUS, "returned error"),
     ],
 )
@@ -110,7 +109,7 @@ def test_a_run_offers_what_is_used_of_it(run: wandb.Run) -> None:
     assert run.settings.sync_dir.endswith("-private-2"), f"x_sync_dir_suffix does nothing: {_AGAIN}"
     assert os.environ[wandb_private.SERVICE].split("-")[1] == str(os.getpid()), _AGAIN
     assert wandb_private.has_active_run()
-    assert wandb_private.base_url().startswith("http")
+    assert WandbApi().base_url == str(wandb.setup().settings.base_url).rstrip("/"), f"another server is asked: {_AGAIN}"
     wandb_private.publish_artifact(run, wandb.Artifact("some", type="model", metadata={"a": 1}), ["latest"])
     run.finish()
     assert not wandb_private.has_active_run()
@@ -120,7 +119,7 @@ def test_a_run_offers_what_is_used_of_it(run: wandb.Run) -> None:
     while left() > 0 and not has_exited(log):
         time.sleep(0.01)
     assert has_exited(log), f"the log has no end: {_AGAIN}"
-    kinds = [parse_record(payload).WhichOneof("record_type") for payload in read_records(log)]
+    kinds = [record.WhichOneof("record_type") for record in read_records(log)]
     assert {"run", "artifact", "exit"} <= set(kinds)
     assert [dict(facts) for facts in logged_artifacts(log.parents[1], "private")] == [{"a": 1}]
     assert wandb_private.kill_service(), f"wandb's service is not found any more: {_AGAIN}"
@@ -172,13 +171,12 @@ def test_the_log_of_this_wandb_says_what_is_read_from_it(library: Path, tmp_path
     other = scan(log_of(library, "bare"), library / "bare")
     bad = write_copy(other, tmp_path / "offline-run-2", Skipped())
     server.fail("file_stream", status=404, run="bare")
-    sent = sending.send([good, bad], tmp_path / "attempt", seconds=60)
-    found = read_evidence(sent.folder)
-    evidence = found[str(good)]
-    assert (evidence.rows, evidence.offset, evidence.complete) == (10, 0, True)
+    sent = sending.send([good, bad], tmp_path / "attempt")
+    evidence = sent.evidence[str(good)]
+    assert (evidence.rows, evidence.complete) == (10, True)
     assert evidence.files == len(server.run("rich").files)
     assert evidence.errors == evidence.lost == []
-    refused = found[str(bad)]
+    refused = sent.evidence[str(bad)]
     assert (refused.rows, refused.complete, refused.statuses) == (0, False, {404})
     assert "404" in refused.errors[0]
     assert sent.code == 0, "which is why its exit code is not asked"

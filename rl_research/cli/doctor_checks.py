@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 from rl_research.config import Config
 from rl_research.errors import ConfigError, StorageError
 from rl_research.storage import Store, is_transient
-from rl_research.sync import Policy, ask_for_run, find, reason_to_skip
+from rl_research.sync import Policy, find, reason_to_skip
 from rl_research.system import without_password
 from rl_research.tracking import NoAnswer, Refused, Unreachable, WandbApi
 
@@ -93,7 +93,7 @@ def _wandb(config: Config) -> Iterator[Finding]:
         return
     entity, project = config.wandb.entity or "", config.wandb.project
     try:
-        ask_for_run(api, entity, project, f"doctor-{secrets.token_hex(4)}")
+        api.ask_for_run(entity, project, f"doctor-{secrets.token_hex(4)}")
     except Refused as error:
         remedy = "Check wandb.entity and wandb.project, or ask for the right to write there."
         yield Finding("W&B", wanted, f"{entity or 'your entity'}/{project}: {error}", remedy)

@@ -7,7 +7,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -35,11 +35,11 @@ class _Wanted:
     tries: int
     watch: bool
 
-    def policy(self, *, patient: bool = False) -> Policy:
-        """Return which runs are tried; where *patient*, none before its next try is due."""
+    def policy(self, *, only_due: bool = False) -> Policy:
+        """Return which runs are tried; where *only_due*, none before its next try is due."""
         from rl_research.sync import Policy
 
-        return Policy(force=self.force, patient=patient)
+        return Policy(force=self.force, only_due=only_due)
 
 
 @click.command(epilog=_EPILOG)
@@ -66,7 +66,7 @@ def sync(overrides: tuple[str, ...], as_json: bool, every: int, **options: Any) 
         outcomes = _once(overrides, wanted, wanted.policy(), _say_nothing if as_json else answer)
         code = exit_code(outcomes)
         if as_json:
-            answer.json(exit_code=code, runs=[outcome.as_dict() for outcome in outcomes])
+            answer.json(exit_code=code, runs=[asdict(outcome) for outcome in outcomes])
     return code
 
 
@@ -99,7 +99,7 @@ def _store_options(overrides: Sequence[str]) -> dict[str, Any]:
 
 
 def _would_send(runs: Sequence[LocalRun], say: Callable[[str], None], policy: Policy) -> list[Outcome]:
-    from rl_research.sync import outcome_of, reason_to_skip
+    from rl_research.sync import Verdict, reason_to_skip
     from rl_research.tracking import WandbApi
 
     account = WandbApi()
@@ -108,7 +108,7 @@ def _would_send(runs: Sequence[LocalRun], say: Callable[[str], None], policy: Po
         if (outcome := reason_to_skip(run, account, policy)) is None:
             size = sum(run.sizes[name] for name in run.pending or run.sizes)
             reason = f"{len(run.pending or run.sizes)} segments, {size:,} bytes would be looked at."
-            outcome = outcome_of(run.ledger, run.place, "waiting", reason=reason, remedy="")
+            outcome = run.outcome(Verdict("waiting", reason))
         outcomes.append(outcome)
         say(outcome.line() + "\n")
     return outcomes
@@ -154,6 +154,6 @@ def _watch(words: Sequence[str], wanted: _Wanted, every: float, answer: Callable
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stopped.set())
     while not stopped.is_set():
-        _once(words, wanted, wanted.policy(patient=bool(said)), say_once)
+        _once(words, wanted, wanted.policy(only_due=bool(said)), say_once)
         stopped.wait(every)
     return 0

@@ -1,13 +1,12 @@
 from .delivery import deliver_runs as deliver_runs
-from .eligibility import Policy as Policy, reason_to_skip as reason_to_skip
 from .local_runs import (
     LocalRun as LocalRun,
+    Policy as Policy,
     find as find,
     is_verified as is_verified,
-    synced_at as synced_at,
+    reason_to_skip as reason_to_skip,
     was_sent as was_sent,
 )
-from .outcome import EXIT_CODES as EXIT_CODES, Outcome as Outcome, exit_code as exit_code, outcome_of as outcome_of
+from .outcome import Outcome as Outcome, Verdict as Verdict, exit_code as exit_code
 from .pushing import push as push
-from .server import ask_for_run as ask_for_run
 from .tries import open_runs as open_runs, sync_runs as sync_runs

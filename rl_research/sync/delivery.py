@@ -1,29 +1,32 @@
-"""Delivery of several runs in few calls of wandb, from their logs to what the server has acknowledged."""
+"""Delivery of several runs in few calls of wandb, from their logs to what the server has acknowledged.
+
+The runs of a batch go through steps together. A step returns None for a run that goes on, or how it ends: a
+`Verdict` is written into the ledger, an `Outcome` leaves the ledger as it is.
+"""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
-from typing import IO
 
 from rl_research.errors import StorageError
-from rl_research.sync import server
-from rl_research.sync.eligibility import Policy, reason_to_skip
-from rl_research.sync.evidence import confirm, judge, read_evidence
-from rl_research.sync.job import Job, prepare_job
-from rl_research.sync.local_runs import LocalRun, reread
-from rl_research.sync.outcome import Outcome, Verdict, outcome_of
+from rl_research.sync.job import Job
+from rl_research.sync.judgement import confirm, judge
+from rl_research.sync.local_runs import LocalRun, Policy, reason_to_skip, reread
+from rl_research.sync.outcome import Outcome, Verdict
 from rl_research.sync.recording import record_delivery, record_start, record_verdict
-from rl_research.sync.run_locks import Busy, Key, lock_runs, run_key
-from rl_research.sync.sending import seconds_allowed, send
+from rl_research.sync.run_locks import Busy, lock_runs, run_key
+from rl_research.sync.sending import Sent, send
 from rl_research.sync.sent_copy import Skipped, Unclear, skipped_parts
-from rl_research.sync.server import RunThere
 from rl_research.sync.temporary import temporary_folder
-from rl_research.tracking import Refused, Unreachable, WandbApi
+from rl_research.system import retry_call
+from rl_research.tracking import Refused, RunThere, Unreachable, WandbApi
 
 _BATCH = 50  # runs in one call of wandb
-_QUESTIONS = 8  # that the server is asked at a time
+_AT_A_TIME = 8  # runs whose logs are read, or of which the server is asked, at the same time
+_TIMEOUT = 15.0  # seconds for a question to the server
+_TRIES = 3  # of a question that the server does not answer
 _WAITS = (0.0, 0.5, 2.0)  # seconds to wait before the server is asked again what it has
 
 
@@ -32,164 +35,131 @@ def deliver_runs(runs: Sequence[LocalRun], policy: Policy) -> list[Outcome]:
 
     Raises nothing for what goes wrong with a run or the server: that is in the outcomes.
     """
-    account = server.configured()
-    outcomes: dict[Key, Outcome] = {}
-    for start in range(0, len(runs), _BATCH):
-        for run, outcome in _deliver_batch(runs[start : start + _BATCH], account, policy):
-            outcomes[run_key(run)] = outcome
-    return [outcomes[run_key(run)] for run in runs]
+    batches = [_Batch(runs[start : start + _BATCH], policy) for start in range(0, len(runs), _BATCH)]
+    return [outcome for batch in batches for outcome in batch.deliver()]
 
 
-def _deliver_batch(runs: Sequence[LocalRun], account: WandbApi, policy: Policy) -> Iterator[tuple[LocalRun, Outcome]]:
-    with ExitStack() as stack:
-        jobs: list[Job] = []
-        locks = lock_runs(runs, stack)
-        for run in runs:
-            prepared = _prepare(run, account, policy, locks[run_key(run)])
-            if isinstance(prepared, Job):
-                jobs.append(prepared)
-            elif isinstance(prepared, Verdict):
-                yield run, record_verdict(run, prepared, account)
-            else:
-                yield run, prepared
-        ready: list[Job] = []
-        for job, verdict in _positions(jobs, account, policy):
-            if verdict is None:
-                ready.append(job)
-            else:
-                yield job.run, record_verdict(job.run, verdict, account)
-        if ready:
-            yield from _send(ready, account)
+class _Batch:
+    """Runs that are sent in one call of wandb."""
 
+    def __init__(self, runs: Sequence[LocalRun], policy: Policy):
+        self._account, self._policy = WandbApi(timeout=_TIMEOUT), policy
+        self._jobs = [Job(run) for run in runs]
+        self._unreachable: Verdict | None = None
 
-def _prepare(
-    run: LocalRun, account: WandbApi, policy: Policy, lock: IO[str] | Exception | None
-) -> Job | Verdict | Outcome:
-    """Read the logs of *run*, which *lock* protects, as they are now."""
-    try:
-        if isinstance(lock, Exception):
-            raise lock
-        run = reread(run)
-        return reason_to_skip(run, account, policy) or prepare_job(run, lock, policy)
-    except Busy as taken:
-        return outcome_of(run.ledger, run.place, "busy", reason=f"{taken}.", remedy="")
-    except (OSError, StorageError) as error:
-        reason = f"{run.folder}: {getattr(error, 'strerror', None) or error}."
-        return outcome_of(run.ledger, run.place, "blocked", reason=reason, remedy="")
+    def deliver(self) -> list[Outcome]:
+        with ExitStack() as stack:
+            locks = lock_runs([job.run for job in self._jobs], stack)
+            for job in self._jobs:
+                job.lock = locks[run_key(job.run)]
+            self._each(self._prepare)
+            self._each(self._ask)
+            if self._going():
+                self._send(stack.enter_context(temporary_folder()))
+        return [job.outcome for job in self._jobs if job.outcome is not None]
 
+    def _going(self) -> list[Job]:
+        return [job for job in self._jobs if job.outcome is None]
 
-def _positions(jobs: Sequence[Job], account: WandbApi, policy: Policy) -> list[tuple[Job, Verdict | None]]:
-    """Ask the server how far each run is; return a verdict where nothing can be sent.
+    def _each(self, step: Callable[[Job], Verdict | Outcome | None]) -> None:
+        """Take the runs that go on through *step*."""
+        going = self._going()
+        with ThreadPoolExecutor(_AT_A_TIME) as pool:
+            ends = list(pool.map(step, going))
+        for job, end in zip(going, ends, strict=True):
+            job.outcome = record_verdict(job.run, end, self._account) if isinstance(end, Verdict) else end
 
-    If it does not answer for the first, it is not asked for the others.
-    """
-    if not jobs:
-        return []
-    first = _position(jobs[0], account, policy)
-    if first is not None and first.state == "retryable":
-        return [(job, first) for job in jobs]
-    with ThreadPoolExecutor(_QUESTIONS) as pool:
-        others = pool.map(lambda job: _position(job, account, policy), jobs[1:])
-        return [(jobs[0], first), *zip(jobs[1:], others, strict=True)]
-
-
-def _position(job: Job, account: WandbApi, policy: Policy) -> Verdict | None:
-    if account.key is None:
-        return Verdict("blocked", "no API key is set.", "Set WANDB_API_KEY or run `wandb login`.")
-    try:
-        job.there = server.ask_for_run(account, *job.path)
-        if job.there is None and job.run.ledger.begun and not policy.force:
-            return Verdict(
-                "retryable",
-                "the server does not say what it has, and may have some of it.",
-                "rl-research sync --force sends all rows that it has not acknowledged.",
-            )
-        there = job.there or RunThere(rows=job.run.ledger.rows)
-        job.left_out = skipped_parts(job.logs, there)
-    except Refused as error:
-        return Verdict("blocked", f"{error}.", "Check WANDB_API_KEY and the rights to the project.")
-    except Unreachable as error:
-        return Verdict("retryable", f"{error}.")
-    except Unclear as error:
-        if policy.force:
-            job.left_out = [Skipped() for _ in job.logs]
-            return None
-        return Verdict(
-            "blocked",
-            f"what the server has of it does not fit: {error}.",
-            "Look at the run there. rl-research sync --force sends all rows, some perhaps again.",
-        )
-    return None
-
-
-def _send(jobs: Sequence[Job], account: WandbApi) -> Iterator[tuple[LocalRun, Outcome]]:
-    with temporary_folder() as attempt:
-        copied: list[Job] = []
-        for number, job in enumerate(jobs):
-            if (problem := _copied(job, attempt / f"{number:03d}", account)) is None:
-                copied.append(job)
-            else:
-                yield job.run, problem
-        ready: list[Job] = []
-        with ThreadPoolExecutor(_QUESTIONS) as pool:
-            problems = list(pool.map(_start_recorded, copied))
-        for job, problem in zip(copied, problems, strict=True):
-            if problem is None:
-                ready.append(job)
-            else:
-                yield job.run, problem
-        yield from _send_copies(ready, attempt, account)
-
-
-def _copied(job: Job, folder: Path, account: WandbApi) -> Outcome | None:
-    """Write the copies of *job* into *folder*; return the outcome if that fails."""
-    try:
-        job.write_copies(folder)
-    except OSError as error:  # no room for the copy, or no right to read
-        reason = f"no copy in {folder.parent.parent}: {error.strerror}."
-        verdict = Verdict("retryable", reason, "Free space there, or set TMPDIR.")
-        return record_verdict(job.run, verdict, account)
-    return None
-
-
-def _start_recorded(job: Job) -> Outcome | None:
-    """Write into the ledger that rows may arrive; return the outcome if nothing may be sent."""
-    try:
-        verdict = record_start(job.run)
-    except (OSError, StorageError) as error:
-        verdict = Verdict("blocked", f"its ledger cannot be written: {error}")
-    if verdict is None:
-        return None
-    return outcome_of(job.run.ledger, job.run.place, verdict.state, reason=verdict.reason, remedy=verdict.remedy)
-
-
-def _send_copies(jobs: Sequence[Job], attempt: Path, account: WandbApi) -> Iterator[tuple[LocalRun, Outcome]]:
-    if jobs:
-        sent = send(
-            [copy for job in jobs for copy in job.copies],
-            attempt / "wandb-dir",
-            seconds=seconds_allowed(sum(job.size for job in jobs)),
-            held=[job.lock.fileno() for job in jobs if job.lock is not None],
-        )
-        found = read_evidence(sent.folder)
-        verdicts = [judge(job, found, sent) for job in jobs]
-        with ThreadPoolExecutor(_QUESTIONS) as pool:
-            answers = pool.map(lambda pair: _ask_again(pair[0], pair[1], account), zip(jobs, verdicts, strict=True))
-        for job, verdict, there in zip(jobs, verdicts, answers, strict=True):
-            verdict = confirm(job, verdict, there)  # noqa: PLW2901  # the same one, confirmed
-            record_delivery(job, verdict, found, sent, there)
-            yield job.run, record_verdict(job.run, verdict, account)
-
-
-def _ask_again(job: Job, verdict: Verdict, account: WandbApi) -> RunThere | None:
-    """Return what the server has now; it gets a moment to know what it has just acknowledged."""
-    there = None
-    for wait in _WAITS:
-        time.sleep(wait)
+    def _prepare(self, job: Job) -> Verdict | Outcome | None:
+        """Read the logs of the run, which its lock protects, as they are now."""
+        run = job.run
         try:
-            there = server.ask_for_run(account, *job.path)
-        except (Refused, Unreachable):
-            return None
-        if confirm(job, verdict, there).state == verdict.state:
-            break
-    return there
+            if isinstance(job.lock, Exception):
+                raise job.lock
+            job.run = run = reread(run)
+            return reason_to_skip(run, self._account, self._policy) or job.read_logs(self._policy)
+        except Busy as taken:
+            return run.outcome(Verdict("busy", f"{taken}."))
+        except (OSError, StorageError) as error:
+            return run.outcome(Verdict("blocked", f"{run.folder}: {getattr(error, 'strerror', None) or error}."))
+
+    def _run_there(self, job: Job) -> RunThere | None:
+        return retry_call(
+            lambda: self._account.ask_for_run(*job.path), lambda e: isinstance(e, Unreachable), tries=_TRIES, pause=0.5
+        )
+
+    def _ask(self, job: Job) -> Verdict | None:
+        """Ask the server how far the run is; where it has not answered for one, it is not asked for the others."""
+        if self._account.key is None:
+            return Verdict("blocked", "no API key is set.", "Set WANDB_API_KEY or run `wandb login`.")
+        if self._unreachable is not None:
+            return self._unreachable
+        try:
+            job.there = self._run_there(job)
+            if job.there is None and job.run.ledger.begun and not self._policy.force:
+                return Verdict(
+                    "retryable",
+                    "the server does not say what it has, and may have some of it.",
+                    "rl-research sync --force sends all rows that it has not acknowledged.",
+                )
+            job.left_out = skipped_parts(job.logs, job.there or RunThere(rows=job.run.ledger.rows))
+        except Refused as error:
+            return Verdict("blocked", f"{error}.", "Check WANDB_API_KEY and the rights to the project.")
+        except Unreachable as error:
+            self._unreachable = Verdict("retryable", f"{error}.")
+            return self._unreachable
+        except Unclear as error:
+            if not self._policy.force:
+                return Verdict(
+                    "blocked",
+                    f"what the server has of it does not fit: {error}.",
+                    "Look at the run there. rl-research sync --force sends all rows, some perhaps again.",
+                )
+            job.left_out = [Skipped() for _ in job.logs]
+        return None
+
+    def _send(self, folder: Path) -> None:
+        for number, job in enumerate(self._going()):
+            job.folder = folder / f"{number:03d}"
+        self._each(self._copy)
+        self._each(self._start)
+        if jobs := self._going():
+            sent = send(
+                [copy for job in jobs for copy in job.copies],
+                folder / "wandb-dir",
+                size=sum(job.size for job in jobs),
+                held=[job.lock.fileno() for job in jobs if not isinstance(job.lock, Exception | None)],
+            )
+            for job in jobs:
+                job.evidence = [sent.evidence[str(copy)] for copy in job.copies if str(copy) in sent.evidence]
+            self._each(lambda job: self._judge(job, sent))
+
+    def _copy(self, job: Job) -> Verdict | None:
+        try:
+            job.write_copies()
+        except OSError as error:  # no room for the copy, or no right to read
+            reason = f"no copy in {job.folder.parents[1]}: {error.strerror}."
+            return Verdict("retryable", reason, "Free space there, or set TMPDIR.")
+        return None
+
+    def _start(self, job: Job) -> Outcome | None:
+        """Write into the ledger that rows may arrive; return the outcome if nothing may be sent."""
+        try:
+            verdict = record_start(job.run)
+        except (OSError, StorageError) as error:
+            verdict = Verdict("blocked", f"its ledger cannot be written: {error}")
+        return None if verdict is None else job.run.outcome(verdict)
+
+    def _judge(self, job: Job, sent: Sent) -> Verdict:
+        """Judge by the evidence, and by what the server has now; it gets a moment to know what it acknowledged."""
+        verdict = confirmed = judge(job, sent)
+        there = None
+        for wait in _WAITS:
+            time.sleep(wait)
+            try:
+                there = self._run_there(job)
+            except (Refused, Unreachable):
+                there = None
+            if (confirmed := confirm(job, verdict, there)) == verdict:
+                break
+        record_delivery(job, confirmed, sent, there)
+        return confirmed

@@ -1,16 +1,16 @@
-"""A run on disk prepared for sending, or the reason why nothing of it is sent."""
+"""A run on its way to the server: what of its logs is sent, and what is known of it so far."""
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO
 
-from rl_research.sync.eligibility import Policy
 from rl_research.sync.liveness import is_live
-from rl_research.sync.local_runs import LocalRun, reread
+from rl_research.sync.local_runs import LocalRun, Policy, reread
 from rl_research.sync.logs import LogFacts, scan
-from rl_research.sync.outcome import Outcome, Verdict, outcome_of
+from rl_research.sync.outcome import Outcome, Verdict
+from rl_research.sync.sending import Evidence
 from rl_research.sync.sent_copy import Skipped, write_copy
-from rl_research.sync.server import RunThere
+from rl_research.tracking import RunThere
 
 
 @dataclass
@@ -18,12 +18,15 @@ class Job:
     """A run that is to be sent."""
 
     run: LocalRun
-    logs: list[LogFacts]  # the segments to be sent, oldest first
-    problems: list[str]  # with logs that cannot be sent whole
-    lock: IO[str] | None  # the file by which it is held, where the disk has locks
+    lock: IO[str] | Exception | None = None  # the file that is locked, where the disk has locks; or why it is not
+    logs: list[LogFacts] = field(default_factory=list)  # the segments to be sent, oldest first
+    problems: list[str] = field(default_factory=list)  # with logs that cannot be sent whole
     there: RunThere | None = None  # what the server had before
-    left_out: list[Skipped] = field(default_factory=list)
-    copies: list[Path] = field(default_factory=list)
+    left_out: list[Skipped] = field(default_factory=list)  # of each log, for the server has it
+    folder: Path = Path()  # gets the copies
+    copies: list[Path] = field(default_factory=list)  # of the logs, which stay as they are
+    evidence: list[Evidence] = field(default_factory=list)  # of the copies that wandb got to
+    outcome: Outcome | None = None  # None: it goes on
 
     @property
     def path(self) -> tuple[str, str, str]:
@@ -49,46 +52,40 @@ class Job:
         """Bytes to be sent, at most."""
         return sum(facts.size + facts.payload for facts in self.logs)
 
-    def write_copies(self, folder: Path) -> None:
-        """Write the copies that are sent into *folder*; the logs themselves stay as they are."""
+    def read_logs(self, policy: Policy) -> Verdict | Outcome | None:
+        """Read what is to be sent; return why nothing of it is, if so."""
+        run = self.run
+        # delivered, forced and then out of reach: nothing is pending, and the server is asked again
+        names = list(run.logs) if policy.force or not run.pending else run.pending
+        logs = [scan(run.logs[name], run.home) for name in names]
+        if is_live(run, logs):
+            return run.outcome(Verdict("live", "it is being written; its end will be synced"))
+        if not all(facts.exited for facts in logs):  # its writer may have had a last word meanwhile
+            self.run = reread(run)
+            logs = [scan(run.logs[name], run.home) for name in names]
+        self.logs = sorted((facts for facts in logs if facts.run_id), key=lambda facts: facts.start)
+        self.problems = _problems(run.home, logs)
+        if not self.logs:
+            return Verdict("blocked", " ".join(self.problems) or "its log holds no run", "Remove its folder.")
+        if len(projects := {"/".join(filter(None, (facts.entity, facts.project))) for facts in self.logs}) > 1:
+            reason = f"its segments name several projects: {', '.join(sorted(projects))}"
+            return Verdict("blocked", reason, "Keep them in folders of their own.")
+        return None
+
+    def write_copies(self) -> None:
+        """Write the copies that are sent."""
         summary = self.there.summary if self.there else {}
-        self.copies = []
         for number, (facts, part) in enumerate(zip(self.logs, self.left_out, strict=True)):
-            place = folder / f"offline-run-{number:03d}"
+            place = self.folder / f"offline-run-{number:03d}"
             self.copies.append(write_copy(facts, place, replace(part), {} if number else summary))
 
 
-def prepare_job(run: LocalRun, lock: IO[str] | None, policy: Policy) -> Job | Verdict | Outcome:
-    """Return what is to be sent of *run*, or why nothing is."""
-    # delivered, forced and then out of reach: nothing is pending, and the server is asked again
-    names = list(run.logs) if policy.force or not run.pending else run.pending
-    logs = [scan(run.logs[name], run.home) for name in names]
-    if is_live(run, logs, policy.quiet):
-        reason = "it is being written; its end will be synced"
-        return outcome_of(run.ledger, run.place, "live", reason=reason, remedy="")
-    if not all(facts.exited for facts in logs):  # its writer may have had a last word meanwhile
-        run = reread(run)
-        logs = [scan(run.logs[name], run.home) for name in names]
-    job = Job(run, sorted(filter(_has_a_run, logs), key=lambda facts: facts.start), _problems(run.home, logs), lock)
-    if not job.logs:
-        return Verdict("blocked", " ".join(job.problems) or "its log holds no run", "Remove its folder.")
-    projects = {(facts.entity, facts.project) for facts in job.logs}
-    if len(projects) > 1:
-        named = ", ".join(sorted("/".join(filter(None, parts)) for parts in projects))
-        return Verdict("blocked", f"its segments name several projects: {named}", "Keep them in folders of their own.")
-    return job
-
-
-def _has_a_run(facts: LogFacts) -> bool:
-    return bool(facts.run_id)
-
-
 def _problems(home: Path, logs: list[LogFacts]) -> list[str]:
-    damaged = [facts for facts in logs if facts.damaged_at is not None]
     found = [
         f"{facts.log.relative_to(home)} is damaged at byte {facts.damaged_at:,}; "
         f"the {facts.rows:,} rows before that are sound."
-        for facts in damaged
+        for facts in logs
+        if facts.damaged_at is not None
     ]
     lost = [path for facts in logs for path in facts.lost]
     if lost:

@@ -3,12 +3,14 @@
 It stands beside the segments, so that it goes where they go.
 """
 
-import json
 import logging
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, TypedDict
+from typing import IO
+
+from pydantic import TypeAdapter, ValidationError
+from typing_extensions import TypedDict
 
 from rl_research.system import locked, write_atomically
 
@@ -59,7 +61,7 @@ class Ledger:
         return self.state == "synced"
 
 
-_NAMES = frozenset(entry.name for entry in fields(Ledger))
+_STORED = TypeAdapter(Ledger)
 
 
 def path_in(folder: Path, run_id: str) -> Path:
@@ -77,16 +79,13 @@ def read(folder: Path, run_id: str) -> Ledger:
     """Return the ledger of *run_id*, a new one if there is none that can be read."""
     path = path_in(folder, run_id)
     try:
-        found = json.loads(path.read_bytes())
-        ledger = Ledger(**{key: value for key, value in found.items() if key in _NAMES})
-        if not all(isinstance(part["size"], int) for part in ledger.segments.values()):
-            raise TypeError("a segment's size should be a number")
+        return _STORED.validate_json(path.read_bytes())
     except FileNotFoundError:
-        return Ledger(run_id)
-    except (ValueError, TypeError, KeyError, AttributeError, OSError) as error:
-        _log.warning("%s cannot be read (%s); the server is asked again", path, error)
-        return Ledger(run_id)
-    return ledger
+        pass
+    except (ValidationError, OSError) as error:
+        reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
+        _log.warning("%s cannot be read (%s); the server is asked again", path, reason)
+    return Ledger(run_id)
 
 
 def write(folder: Path, ledger: Ledger) -> None:
@@ -96,7 +95,7 @@ def write(folder: Path, ledger: Ledger) -> None:
 
 def encoded(ledger: Ledger) -> bytes:
     """Return *ledger* as it is stored."""
-    return (json.dumps(asdict(ledger), indent=1) + "\n").encode()
+    return _STORED.dump_json(ledger, indent=1) + b"\n"
 
 
 def lock(folder: Path, run_id: str) -> AbstractContextManager[IO[str]]:

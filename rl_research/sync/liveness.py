@@ -6,27 +6,27 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from rl_research.sync.eligibility import QUIET
 from rl_research.sync.local_runs import LocalRun
 from rl_research.sync.logs import LogFacts
-from rl_research.system import lock_holder
+from rl_research.system import living_processes, lock_holder
 
 _LEASE = ".lease"
 _INIT = 1  # parent of orphans
+_QUIET = 600.0  # seconds after its last change that a log of another machine counts as being written
 _SERVICE_OUTLIVES = 15.0  # seconds that W&B's service may outlive its program
 
 
-def is_live(run: LocalRun, logs: list[LogFacts], quiet: float = QUIET) -> bool:
+def is_live(run: LocalRun, logs: list[LogFacts]) -> bool:
     """Return whether a process is writing *run*, whose *logs* have been read.
 
-    A log of another machine, which cannot be asked, counts as written for *quiet* seconds after its last
+    A log of another machine, which cannot be asked, counts as written for ten minutes after its last
     change. Just after a kill this waits some seconds: W&B's service outlives its program for a moment.
     """
     if is_held(run.home):
         return True
     abandoned = (run.home / _LEASE).exists()
     unfinished = [facts for facts in logs if not facts.exited]
-    return any(_is_being_written(facts, quiet, abandoned=abandoned) for facts in unfinished)
+    return any(_is_being_written(facts, abandoned=abandoned) for facts in unfinished)
 
 
 def is_held(home: Path) -> bool:
@@ -37,12 +37,13 @@ def is_held(home: Path) -> bool:
         return False
 
 
-def _is_being_written(facts: LogFacts, quiet: float, *, abandoned: bool) -> bool:
-    if facts.host != platform.node() and time.time() - facts.log.stat().st_mtime < quiet:
+def _is_being_written(facts: LogFacts, *, abandoned: bool) -> bool:
+    if facts.host != platform.node() and time.time() - facts.log.stat().st_mtime < _QUIET:
         return True
     deadline = time.monotonic() + _SERVICE_OUTLIVES
     while holders := _holders(facts.log):
-        orphaned = abandoned or all(_parent(pid) == _INIT for pid in holders)
+        parents = living_processes()
+        orphaned = abandoned or all(parents.get(pid, _INIT) == _INIT for pid in holders)
         if not orphaned or time.monotonic() > deadline:
             return True
         time.sleep(0.2)
@@ -51,8 +52,7 @@ def _is_being_written(facts: LogFacts, quiet: float, *, abandoned: bool) -> bool
 
 def _holders(log: Path) -> list[int]:
     """Return the processes that have *log* open, as far as we may look at them."""
-    wanted = log.stat()
-    found = []
+    wanted, found = log.stat(), []
     for process in Path("/proc").glob("[0-9]*/fd"):
         with suppress(OSError):
             if any(_is_same(entry, wanted) for entry in os.scandir(process)):
@@ -65,10 +65,3 @@ def _is_same(entry: os.DirEntry[str], wanted: os.stat_result) -> bool:
         return os.path.samestat(entry.stat(), wanted)
     except OSError:
         return False
-
-
-def _parent(pid: int) -> int:
-    try:
-        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-    except OSError:
-        return _INIT

@@ -2,18 +2,24 @@
 
 import os
 import re
-from collections.abc import Callable, Container, Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from rl_research.errors import ConfigError
 from rl_research.runs import read_record
-from rl_research.sync import ledger, ledger as ledgers
-from rl_research.sync.ledger import Ledger
-from rl_research.sync.outcome import Verdict
+from rl_research.sync import ledger as ledgers
+from rl_research.sync.ledger import STUCK, Ledger
+from rl_research.sync.outcome import Outcome, Verdict
+from rl_research.tracking import SyncCommand, WandbApi
 
 _SEGMENT = re.compile(r"(?:offline-)?run-\d{8}_\d{6}-(.+)")
 _NUMBERED = re.compile(r"-\d+$")  # what a second segment of the same second is told by
+_OFFLINE = "offline-"  # how the names of such segments begin; what follows begins with the time
 _RUN_FOLDER = ("run.json", ".lease")
 _DEPTH = 5  # folders below the one that was named
 
@@ -62,6 +68,14 @@ class LocalRun:
             if name not in known or not known[name]["delivered"] or known[name]["size"] != size
         ]
 
+    def outcome(self, verdict: Verdict | None = None, **more: Any) -> Outcome:
+        """Return the outcome that the ledger holds, with *verdict* and *more* in place of its own values."""
+        ledger = self.ledger
+        said = verdict or Verdict(ledger.state, ledger.reason, ledger.remedy)
+        names = ("rows", "rows_recorded", "repeated", "files", "artifacts", "url")
+        counts = {name: getattr(ledger, name) for name in names} | more
+        return Outcome(self.run_id, self.place, said.state, reason=said.reason, remedy=said.remedy, **counts)
+
 
 def find(paths: Iterable[str | os.PathLike[str]], *, include_online: bool = False) -> list[LocalRun]:
     """Return the runs in *paths*: logs, segments, W&B folders, run folders or anything above them.
@@ -89,8 +103,7 @@ def reread(run: LocalRun) -> LocalRun:
     """Return *run* as it is on disk now."""
     sizes = {name: log.stat().st_size for name, log in run.logs.items() if log.exists()}
     logs = {name: run.logs[name] for name in sizes}
-    known = ledgers.read(run.folder, run.run_id)
-    return replace(run, logs=logs, sizes=sizes, ledger=known)
+    return replace(run, logs=logs, sizes=sizes, ledger=ledgers.read(run.folder, run.run_id))
 
 
 def _runs_in(path: Path, *, include_online: bool) -> Iterator[LocalRun]:
@@ -102,10 +115,8 @@ def _runs_in(path: Path, *, include_online: bool) -> Iterator[LocalRun]:
             raise ConfigError(f"{path}: no W&B log. Name one, or a folder that holds some.")
         path = path.parent
     if is_segment(path.name):  # named by itself: its run goes with all its segments
-        online = include_online or _is_online(path.name)
-        for run in _below(path.parent, 0, include_online=online):
-            if path.name in run.logs:
-                yield run
+        online = include_online or not path.name.startswith(_OFFLINE)
+        yield from (run for run in _below(path.parent, 0, include_online=online) if path.name in run.logs)
     else:
         yield from _below(path, _DEPTH, include_online=include_online)
 
@@ -120,7 +131,7 @@ def _below(folder: Path, depth: int, *, include_online: bool) -> Iterator[LocalR
     segments = [name for name in folders if is_segment(name)]
     if segments:
         for run in _grouped(folder, names, segments):
-            if include_online or not all(map(_is_online, run.logs)) or _owes_rows(run):
+            if include_online or any(name.startswith(_OFFLINE) for name in run.logs) or _owes_rows(run):
                 yield run
     elif depth > 0:
         if any(name in names for name in _RUN_FOLDER):
@@ -136,61 +147,37 @@ def _owes_rows(run: LocalRun) -> bool:
     return record is not None and record.has_wandb_run and record.wandb.finished is not True
 
 
-def _grouped(folder: Path, names: Iterable[str], chosen: Iterable[str]) -> Iterator[LocalRun]:
-    """Yield the runs of the *chosen* segments of one W&B folder, which holds *names*.
+def _grouped(folder: Path, names: Iterable[str], chosen: Iterable[str]) -> Iterable[LocalRun]:
+    """Return the runs of the *chosen* segments of one W&B folder, which holds *names*.
 
-    The online segments of a run that went on offline belong to it: what they could not send comes first.
+    The online segments of a run that went on offline belong to it: what they could not send comes first. So
+    do those of a failed online start, which older versions went on with as ``X-off``.
     """
-    ledgers_there = {run_id for name in names if (run_id := ledgers.run_id_of(name))}
-    segments = {name: found for name in sorted(chosen, key=_name_without_mode) if (found := _log_of(folder / name))}
-    run_ids = {_run_id_of(log) for log, _ in segments.values()} | ledgers_there
-    groups: dict[str, list[str]] = {}
-    for name, (log, _) in segments.items():
-        groups.setdefault(_without_off(_run_id_of(log), run_ids, folder), []).append(name)
-    for run_id, members in groups.items():
-        yield LocalRun(
-            folder,
-            run_id,
-            {name: segments[name][0] for name in members},
-            {name: segments[name][1] for name in members},
-            ledgers.read(folder, run_id) if run_id in ledgers_there else Ledger(run_id),
-        )
+    with_ledger = {run_id for name in names if (run_id := ledgers.run_id_of(name))}
+    by_time = sorted(chosen, key=lambda name: name.removeprefix(_OFFLINE))
+    found = {name: it for name in by_time if (it := _log_of(folder / name)) is not None}
+    run_ids = {name: log.name[len("run-") : -len(".wandb")] for name, (log, _) in found.items()}
+    known = {*run_ids.values(), *with_ledger, folder.parent.name}
+    runs: dict[str, LocalRun] = {}
+    for name, (log, size) in found.items():
+        run_id = stem if (stem := run_ids[name].removesuffix("-off")) in known else run_ids[name]
+        if run_id not in runs:
+            ledger = ledgers.read(folder, run_id) if run_id in with_ledger else Ledger(run_id)
+            runs[run_id] = LocalRun(folder, run_id, {}, {}, ledger)
+        runs[run_id].logs[name], runs[run_id].sizes[name] = log, size
+    return runs.values()
 
 
 def _log_of(segment: Path) -> tuple[Path, int] | None:
     """Return the log in *segment* and its size; its name is guessed first, because listings cost."""
-    rest = _name_after_date(segment.name)
+    match = _SEGMENT.fullmatch(segment.name)
+    rest = match[1] if match else ""
     for guess in sorted({rest, _NUMBERED.sub("", rest)}, reverse=True):
         log = segment / f"run-{guess}.wandb"
-        try:
+        with suppress(OSError):
             return log, os.stat(log).st_size  # noqa: PTH116  # ten thousand times
-        except OSError:
-            continue
     others = sorted(segment.glob("run-*.wandb"))
     return (others[0], others[0].stat().st_size) if others else None
-
-
-def _name_after_date(segment: str) -> str:
-    found = _SEGMENT.fullmatch(segment)
-    return found[1] if found else ""
-
-
-def _run_id_of(log: Path) -> str:
-    return log.name.removeprefix("run-").removesuffix(".wandb")
-
-
-def _without_off(run_id: str, others: Container[str], folder: Path) -> str:
-    """Return the run that *run_id* is a part of: a failed online start goes on as ``X-off``."""
-    stem = run_id.removesuffix("-off")
-    return stem if stem in others or stem == folder.parent.name else run_id
-
-
-def _name_without_mode(segment: str) -> str:
-    return segment.removeprefix("offline-")  # what is left begins with the time
-
-
-def _is_online(segment: str) -> bool:
-    return not segment.startswith("offline-")
 
 
 def is_verified(run_dir: Path) -> bool:
@@ -202,14 +189,42 @@ def is_verified(run_dir: Path) -> bool:
     return bool(runs) and all(run.is_done for run in runs)
 
 
-def synced_at(run_dir: Path) -> float | None:
-    """Return when the last of *run_dir* was delivered, in seconds since 1970; None if not everything was."""
-    if not is_verified(run_dir):
-        return None
-    return max(run.ledger.synced_at or 0.0 for run in find([run_dir], include_online=True))
-
-
 def was_sent(log: Path, run_id: str) -> bool:
     """Return whether any of *log*, of a segment of *run_id*, may have reached a server."""
-    beside = [log.with_name(f"{log.name}.{mark}") for mark in ("synced", "syncstate")]
-    return any(p.exists() for p in (*beside, ledger.path_in(log.parent.parent, run_id)))
+    beside = [log.with_name(log.name + mark) for mark in SyncCommand.MARKS]
+    return any(p.exists() for p in (*beside, ledgers.path_in(log.parent.parent, run_id)))
+
+
+@dataclass(frozen=True)
+class Policy:
+    """Which runs are tried, and when."""
+
+    force: bool = False  # also those that are blocked, or delivered
+    only_due: bool = False  # not before their next try is due
+
+
+def reason_to_skip(run: LocalRun, account: WandbApi, policy: Policy) -> Outcome | None:
+    """Return why *run* is skipped, None if it is to be synced.
+
+    Its ledger alone tells, so ten thousand synced runs cost next to nothing.
+    """
+    ledger = run.ledger
+    if run.absent is not None:
+        return run.outcome(run.absent)
+    if policy.force:
+        return None
+    if run.is_done:
+        return run.outcome(Verdict("unchanged"))
+    if not run.is_unchanged:
+        return None
+    same = ledger.key == account.fingerprint and ledger.wandb == wandb_version()
+    if ledger.state in STUCK and same:
+        return run.outcome()
+    if policy.only_due and ledger.next_try > time.time():
+        return run.outcome(Verdict("waiting", ledger.reason, ledger.remedy))
+    return None
+
+
+def wandb_version() -> str:
+    """Return the version of wandb without importing it."""
+    return metadata.version("wandb")

@@ -6,9 +6,8 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from rl_research.tracking import is_damaged, parse_record, read_records
+from rl_research.tracking import Record, is_damaged, read_records
 
 _OURS = "-off"  # how a failed online start goes on; see `wandb_run.open_run`
 _MD5 = 24  # characters of an MD5 in base64, as W&B's manifests write it
@@ -16,9 +15,10 @@ _MD5 = 24  # characters of an MD5 in base64, as W&B's manifests write it
 
 @dataclass
 class LogFacts:
-    """Contents of one segment's log."""
+    """Contents of one segment's log, whose run's folder is *home*."""
 
     log: Path
+    home: Path
     entity: str = ""
     project: str = ""
     run_id: str = ""
@@ -36,115 +36,82 @@ class LogFacts:
     places: dict[str, str] = field(default_factory=dict)  # of files: as the log has it -> now
     lost: list[str] = field(default_factory=list)
 
+    def note(self, record: Record) -> None:
+        """Take one record of the log into account."""
+        match record.WhichOneof("record_type"):
+            case "run":
+                self._note_run(record.run)
+            case "history":
+                self.rows += 1
+            case "stats":
+                self.stats += 1
+            case "output_raw":
+                self.lines += record.output_raw.line.count("\n")
+            case "artifact":
+                self.artifacts += 1
+                manifest = record.artifact.manifest
+                self._note_file(manifest.manifest_file_path)
+                for entry in manifest.contents:
+                    self._note_file(entry.local_path, entry.size, entry.digest)
+            case "files":
+                for item in record.files.files:
+                    self._note_media(item.path)
+            case "exit":
+                self.exited = True
+
+    def _note_run(self, run: Record) -> None:
+        self.entity, self.project, self.host, self.run_id = run.entity, run.project, run.host, run.run_id
+        self.start = run.start_time.seconds + run.start_time.nanos / 1e9
+        for item in run.config.update:
+            if "run_id" in (item.key, *item.nested_key[:1]):
+                named = json.loads(item.value_json)
+                if run.run_id == f"{named}{_OURS}":
+                    self.run_id = named
+
+    def _note_media(self, name: str) -> None:
+        """Note that *name* is to be uploaded from the segment's own folder, unless it is a pattern."""
+        if set(name) & set("*?["):
+            return
+        self.files += 1
+        path = self.log.parent / "files" / name
+        if path.is_file():
+            self.payload += path.stat().st_size
+        else:
+            self.lost.append(f"files/{name}")
+
+    def _note_file(self, path: str, size: int = 0, digest: str = "") -> None:
+        """Note where the file *path* of an artifact is, if it is one on disk: where the log has it, or at home."""
+        if not path:
+            return
+        parts = Path(path).parts[1:]
+        ends = (self.home.joinpath(*parts[i:]) for i in range(len(parts)))  # the longest common end first
+        found = next((place for place in (Path(path), *ends) if _is_it(place, size, digest)), None)
+        if found is None:
+            self.lost.append(path)
+        else:
+            self.payload += found.stat().st_size
+            self.places[path] = str(found)
+
 
 def scan(log: Path, home: Path) -> LogFacts:
     """Read *log* once; files that are not where it says are looked for below *home*."""
-    facts = LogFacts(log, size=log.stat().st_size)
+    facts = LogFacts(log, home, size=log.stat().st_size)
     reading = read_records(log)
     while True:
         try:
-            record = parse_record(next(reading))
+            facts.note(next(reading))
         except StopIteration as end:
             if end.value < facts.size and is_damaged(log, end.value):
                 facts.damaged_at = end.value
             return facts
-        if (note := _NOTES.get(record.WhichOneof("record_type"))) is not None:
-            note(facts, record, home)
 
 
 def timestamps(log: Path) -> Iterator[float | None]:
     """When each row of *log* was logged, by which a row is known again."""
-    for payload in read_records(log):
-        record = parse_record(payload)
+    for record in read_records(log):
         if record.WhichOneof("record_type") == "history":
-            yield next(
-                (
-                    float(json.loads(item.value_json))
-                    for item in record.history.item
-                    if "_timestamp" in (item.key, *item.nested_key[:1])
-                ),
-                None,
-            )
-
-
-def _note_run(facts: LogFacts, record: Any, home: Path) -> None:  # noqa: ARG001  # one form for all
-    run = record.run
-    facts.entity, facts.project, facts.host = run.entity, run.project, run.host
-    facts.run_id = run.run_id
-    facts.start = run.start_time.seconds + run.start_time.nanos / 1e9
-    for item in run.config.update:
-        if "run_id" in (item.key, *item.nested_key[:1]):
-            named = json.loads(item.value_json)
-            if run.run_id == f"{named}{_OURS}":
-                facts.run_id = named
-
-
-def _note_row(facts: LogFacts, *_: Any) -> None:
-    facts.rows += 1
-
-
-def _note_stats(facts: LogFacts, *_: Any) -> None:
-    facts.stats += 1
-
-
-def _note_exit(facts: LogFacts, *_: Any) -> None:
-    facts.exited = True
-
-
-def _note_output(facts: LogFacts, record: Any, home: Path) -> None:  # noqa: ARG001  # one form for all
-    facts.lines += record.output_raw.line.count("\n")
-
-
-def _note_artifact(facts: LogFacts, record: Any, home: Path) -> None:
-    facts.artifacts += 1
-    manifest = record.artifact.manifest
-    if manifest.manifest_file_path:
-        _note_place(facts, manifest.manifest_file_path, home)
-    for entry in manifest.contents:
-        if entry.local_path:
-            _note_place(facts, entry.local_path, home, entry.size, entry.digest)
-
-
-def _note_place(facts: LogFacts, path: str, home: Path, size: int = 0, digest: str = "") -> None:
-    found = _find(path, home, size, digest)
-    if found is None:
-        facts.lost.append(path)
-    else:
-        facts.payload += found.stat().st_size
-        facts.places[path] = str(found)
-
-
-def _note_files(facts: LogFacts, record: Any, home: Path) -> None:  # noqa: ARG001  # one form for all
-    for item in record.files.files:
-        path = facts.log.parent / "files" / item.path
-        if any(sign in item.path for sign in "*?["):
-            continue
-        facts.files += 1
-        if path.is_file():
-            facts.payload += path.stat().st_size
-        else:
-            facts.lost.append(f"files/{item.path}")
-
-
-_NOTES = {
-    "run": _note_run,
-    "history": _note_row,
-    "stats": _note_stats,
-    "exit": _note_exit,
-    "output_raw": _note_output,
-    "artifact": _note_artifact,
-    "files": _note_files,
-}
-
-
-def _find(path: str, home: Path, size: int, digest: str) -> Path | None:
-    """Return the file *path*, or the one below *home* with the longest common end of name and its content."""
-    at = Path(path)
-    if _is_it(at, size, digest):
-        return at
-    parts = at.parts[1:]
-    ends = (home.joinpath(*parts[i:]) for i in range(len(parts)))
-    return next((end for end in ends if _is_it(end, size, digest)), None)
+            cells = {key: item.value_json for item in record.history.item for key in (item.key, *item.nested_key[:1])}
+            yield float(json.loads(cells["_timestamp"])) if "_timestamp" in cells else None
 
 
 def _is_it(path: Path, size: int, digest: str) -> bool:
@@ -153,8 +120,8 @@ def _is_it(path: Path, size: int, digest: str) -> bool:
         return False
     if len(digest) != _MD5:
         return True
+    found = hashlib.md5(usedforsecurity=False)
     with path.open("rb") as file:
-        found = hashlib.file_digest(file, "md5") if hasattr(hashlib, "file_digest") else None
-        if found is None:  # Python 3.10
-            found = hashlib.md5(file.read(), usedforsecurity=False)
+        while block := file.read(1 << 20):
+            found.update(block)
     return base64.b64encode(found.digest()).decode() == digest

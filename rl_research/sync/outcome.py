@@ -1,10 +1,7 @@
 """Outcome of a run's sync: for people, for scripts, as an exit code."""
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
-from typing import Any
-
-from rl_research.sync.ledger import Ledger
+from dataclasses import dataclass
 
 #: state -> exit code: 0 nothing is left to do, 75 a later sync will do it, 2 somebody has to act.
 EXIT_CODES = {
@@ -65,19 +62,6 @@ class Outcome:
             text = f"{counts}: {self.reason}" if self.rows_recorded else self.reason
             text += f" {self.remedy}" if self.remedy else ""
         return f"{self.state:<10} {self.run_id}: {text}"
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return the outcome for programs."""
-        return asdict(self)
-
-
-def outcome_of(ledger: Ledger, folder: object, state: str | None = None, **more: Any) -> Outcome:
-    """Return the outcome that *ledger* holds, with *more* in place of its own values."""
-    names = (
-        "run_id", "rows", "rows_recorded", "repeated", "files", "artifacts", "url", "reason", "remedy",
-    )  # fmt: skip
-    told = {name: getattr(ledger, name) for name in names}
-    return Outcome(folder=str(folder), state=state or ledger.state, **{**told, **more})
 
 
 def exit_code(outcomes: Iterable[Outcome]) -> int:

@@ -16,7 +16,7 @@ from rl_research.sync.gateway import NOT_FETCHED
 from rl_research.sync.liveness import is_live
 from rl_research.sync.local_runs import LocalRun
 from rl_research.sync.logs import LogFacts, scan
-from rl_research.sync.outcome import Outcome, outcome_of
+from rl_research.sync.outcome import Outcome, Verdict
 from rl_research.sync.threaded_store import ThreadedStore, verdict_of, with_retries
 from rl_research.tracking import SyncCommand
 
@@ -42,39 +42,36 @@ def push(
             try:
                 outcome = _pushed(run, stores)
             except Exception as error:  # noqa: BLE001  # `verdict_of` raises what is no failure of the store
-                verdict = verdict_of(error)
-                outcome = outcome_of(run.ledger, run.place, verdict.state, reason=verdict.reason, remedy="")
+                outcome = run.outcome(verdict_of(error))
             report(outcome)
             outcomes.append(outcome)
     return outcomes
 
 
 def _pushed(run: LocalRun, stores: ThreadedStore) -> Outcome:
-    if (gone := run.absent) is not None:
-        return outcome_of(run.ledger, run.place, gone.state, reason=gone.reason, remedy=gone.remedy)
+    if run.absent is not None:
+        return run.outcome(run.absent)
     if run.is_done:
-        return outcome_of(run.ledger, run.place, "unchanged")
+        return run.outcome(Verdict("unchanged"))
     logs = [scan(log, run.home) for log in run.logs.values()]
     if is_live(run, logs):
-        reason = "it is being written; push it when it has ended"
-        return outcome_of(run.ledger, run.place, "live", reason=reason, remedy="")
+        return run.outcome(Verdict("live", "it is being written; push it when it has ended"))
+    lost = " ".join(f"lost: {path}." for facts in logs for path in facts.lost)
     counts = {
         "rows": sum(facts.rows for facts in logs),
         "rows_recorded": sum(facts.rows for facts in logs),
         "artifacts": sum(facts.artifacts for facts in logs),
         "files": sum(facts.files for facts in logs),
         "url": below(stores.url, run.home.name),
-        "reason": " ".join(f"lost: {path}." for facts in logs for path in facts.lost),
-        "remedy": "",
     }
     own = {_name(facts.log, run.home): facts.log for facts in logs}
     if not _missing(stores, own):
-        return outcome_of(run.ledger, run.place, "unchanged", **counts)
+        return run.outcome(Verdict("unchanged", lost), **counts)
     store = stores.mine()
     for files in (_missing(stores, dict(_needed(run, logs))), own):
         if files:
             with_retries(lambda files=files: store.put_files(files))  # type: ignore[misc]
-    return outcome_of(run.ledger, run.place, "pushed", **counts)
+    return run.outcome(Verdict("pushed", lost), **counts)
 
 
 def _needed(run: LocalRun, logs: Iterable[LogFacts]) -> Iterator[tuple[str, Path]]:

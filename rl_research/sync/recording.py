@@ -2,59 +2,44 @@
 
 import random
 import time
-from collections.abc import Mapping
 from dataclasses import replace
 
 from rl_research.errors import StorageError
 from rl_research.runs import RunRecord, read_record
 from rl_research.sync import ledger as ledgers
-from rl_research.sync.eligibility import wandb_version
-from rl_research.sync.evidence import Evidence
 from rl_research.sync.job import Job
 from rl_research.sync.ledger import Ledger
 from rl_research.sync.liveness import is_held
-from rl_research.sync.local_runs import LocalRun
-from rl_research.sync.outcome import Outcome, Verdict, outcome_of
+from rl_research.sync.local_runs import LocalRun, wandb_version
+from rl_research.sync.outcome import Outcome, Verdict
 from rl_research.sync.sending import Sent
-from rl_research.sync.server import RunThere
-from rl_research.tracking import WandbApi
+from rl_research.tracking import RunThere, WandbApi
 
 _FIRST_WAIT, _LONGEST_WAIT = 60.0, 6 * 3600.0  # seconds until the next try; doubled each time
 
 
-def record_delivery(
-    job: Job, verdict: Verdict, found: Mapping[str, Evidence], sent: Sent, there: RunThere | None
-) -> None:
+def record_delivery(job: Job, verdict: Verdict, sent: Sent, there: RunThere | None) -> None:
     """Set in the ledger of *job*'s run what has arrived."""
-    ledger = job.run.ledger
-    parts = [found[str(copy)] for copy in job.copies if str(copy) in found]
-    arrived = sum(part.rows for part in parts)
+    run, ledger, before = job.run, job.run.ledger, job.rows_before
+    arrived = sum(part.rows for part in job.evidence)
     if there is not None and job.there is not None:
         grown = there.rows - job.there.rows
         arrived, ledger.repeated = min(grown, job.rows_to_send), max(0, grown - job.rows_to_send)
-    before, whole = job.rows_before, len(job.logs) == len(job.run.logs)
-    artifacts = sum(facts.artifacts for facts in job.logs)
-    _record_segments(job, delivered=verdict.state == "synced")
+    rows = {facts.log: facts.rows for facts in job.logs}
+    for name, log in run.logs.items():
+        size, known = run.sizes[name], ledger.segments.get(name)
+        if log in rows:
+            ledger.segments[name] = {"size": size, "rows": rows[log], "delivered": verdict.state == "synced"}
+        elif known is None or known["size"] != size:
+            ledger.segments[name] = {"size": size, "rows": 0, "delivered": False}
+    ledger.rows_recorded = sum(part["rows"] for part in ledger.segments.values())
     ledger.rows = before + arrived
-    ledger.files = sum(part.files for part in parts)
-    ledger.artifacts = artifacts + (0 if whole else ledger.artifacts)
+    ledger.files = sum(part.files for part in job.evidence)
+    others = 0 if len(job.logs) == len(run.logs) else ledger.artifacts
+    ledger.artifacts = others + sum(facts.artifacts for facts in job.logs)
     ledger.path = "/".join(filter(None, job.path))
     project_and_id = "/".join(job.path[1:])
     ledger.url = next((url for path, url in sent.urls.items() if path.endswith(project_and_id)), ledger.url)
-
-
-def _record_segments(job: Job, *, delivered: bool) -> None:
-    run, ledger = job.run, job.run.ledger
-    rows = {facts.log: facts.rows for facts in job.logs}
-    for name, log in run.logs.items():
-        known = ledger.segments.get(name)
-        if log in rows:
-            ledger.segments[name] = {
-                "size": run.sizes[name], "rows": rows[log], "delivered": delivered,
-            }  # fmt: skip
-        elif known is None or known["size"] != run.sizes[name]:
-            ledger.segments[name] = {"size": run.sizes[name], "rows": 0, "delivered": False}
-    ledger.rows_recorded = sum(part["rows"] for part in ledger.segments.values())
 
 
 def record_verdict(run: LocalRun, verdict: Verdict, account: WandbApi) -> Outcome:
@@ -68,8 +53,8 @@ def record_verdict(run: LocalRun, verdict: Verdict, account: WandbApi) -> Outcom
         record = _update_record(run) if run.ledger.is_synced else None
     except (OSError, StorageError) as error:
         reason = f"{verdict.reason} Its ledger cannot be written: {error}".strip()
-        return outcome_of(run.ledger, run.place, "blocked", reason=reason)
-    return outcome_of(run.ledger, run.place, flow_run_id=None if record is None else record.flow_run_id)
+        return run.outcome(Verdict("blocked", reason, verdict.remedy))
+    return run.outcome(flow_run_id=None if record is None else record.flow_run_id)
 
 
 def record_start(run: LocalRun) -> Verdict | None:

@@ -7,11 +7,9 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from rl_research.sync.logs import LogFacts, timestamps
-from rl_research.sync.server import RunThere
-from rl_research.tracking import LogWriter, parse_record, read_records
+from rl_research.tracking import LogWriter, Record, RunThere, parse_record, read_records
 
 _CRASHED = 255  # the exit code of a process that did not come to its end
 
@@ -24,24 +22,24 @@ class Skipped:
     stats: int = 0
     lines: int = 0
 
-    def has(self, record: Any) -> bool:
+    def has(self, record: Record) -> bool:
         """Return whether the server has *record*."""
-        kind = record.WhichOneof("record_type")
-        if kind == "history":
-            return self._count("rows", 1)
-        if kind == "stats":
-            return self._count("stats", 1)
-        return kind == "output_raw" and self._count("lines", record.output_raw.line.count("\n"))
+        match record.WhichOneof("record_type"):
+            case "history":
+                name, number = "rows", 1
+            case "stats":
+                name, number = "stats", 1
+            case "output_raw":
+                name, number = "lines", record.output_raw.line.count("\n")
+            case _:
+                return False
+        left = getattr(self, name)
+        if left > 0:
+            setattr(self, name, left - number)
+        return bool(left > 0)
 
-    def _count(self, what: str, number: int) -> bool:
-        left = getattr(self, what)
-        if left <= 0:
-            return False
-        setattr(self, what, left - number)
-        return True
 
-
-def write_copy(facts: LogFacts, folder: Path, left_out: Skipped, summary: Mapping[str, Any] | None = None) -> Path:
+def write_copy(facts: LogFacts, folder: Path, left_out: Skipped, summary: Mapping[str, object] | None = None) -> Path:
     """Write what is to be sent of the log that *facts* describe into *folder*, and return its path.
 
     A log without an end gets one, exit code 255. Artifacts whose files are lost are left out: W&B
@@ -57,11 +55,10 @@ def write_copy(facts: LogFacts, folder: Path, left_out: Skipped, summary: Mappin
         (folder / "files").mkdir()  # wandb writes the summary there; stores keep no empty folders
     with copy.open("wb") as file:
         writer, number = LogWriter(file), 0
-        for payload in read_records(facts.log):
-            record = parse_record(payload)
-            if not (left_out.has(record) or _is_lost(record, facts) or _is_idle(record, facts)):
+        for record in read_records(facts.log):
+            if not (left_out.has(record) or _is_left_out(record, facts)):
                 number = record.num
-                writer.write(record.SerializeToString() if _corrected(record, facts) else payload)
+                writer.write(_corrected(record, facts).SerializeToString())
                 if summary and record.WhichOneof("record_type") == "run":
                     writer.write(_record_of(summary))
         if not facts.exited:
@@ -71,7 +68,7 @@ def write_copy(facts: LogFacts, folder: Path, left_out: Skipped, summary: Mappin
     return copy
 
 
-def _record_of(summary: Mapping[str, Any]) -> bytes:
+def _record_of(summary: Mapping[str, object]) -> bytes:
     record = parse_record(b"")
     for key, value in summary.items():
         item = record.summary.update.add()
@@ -80,48 +77,34 @@ def _record_of(summary: Mapping[str, Any]) -> bytes:
     return bytes(record.SerializeToString())
 
 
-def _is_idle(record: Any, facts: LogFacts) -> bool:
-    """Return whether *record* only says how long a log without rows was open."""
-    return (
-        facts.rows == 0
-        and record.WhichOneof("record_type") == "summary"
-        and all({item.key, *item.nested_key} <= {"", "_runtime", "_wandb", "runtime"} for item in record.summary.update)
-    )
+def _is_left_out(record: Record, facts: LogFacts) -> bool:
+    """Return whether *record* is an artifact with lost files, or says only how long a log without rows was open."""
+    match record.WhichOneof("record_type"):
+        case "artifact":
+            manifest = record.artifact.manifest
+            paths = [manifest.manifest_file_path, *(entry.local_path for entry in manifest.contents)]
+            return any(path in facts.lost for path in paths if path)
+        case "summary" if facts.rows == 0:
+            cells = record.summary.update
+            return all({item.key, *item.nested_key} <= {"", "_runtime", "_wandb", "runtime"} for item in cells)
+        case _:
+            return False
 
 
-def _is_lost(record: Any, facts: LogFacts) -> bool:
-    if record.WhichOneof("record_type") != "artifact":
-        return False
-    manifest = record.artifact.manifest
-    paths = [manifest.manifest_file_path, *(entry.local_path for entry in manifest.contents)]
-    return any(path in facts.lost for path in paths if path)
-
-
-def _corrected(record: Any, facts: LogFacts) -> bool:
-    """Put right what *record* says of the run's id and of places; whether anything was."""
+def _corrected(record: Record, facts: LogFacts) -> Record:
+    """Put right what *record* says of the run's id and of places."""
     kind = record.WhichOneof("record_type")
-    if kind == "run" and record.run.run_id != facts.run_id:
+    if kind == "run":
         record.run.run_id = facts.run_id
-        return True
-    return kind == "artifact" and _corrected_artifact(record.artifact, facts)
-
-
-def _corrected_artifact(artifact: Any, facts: LogFacts) -> bool:
-    changed: bool = artifact.run_id != facts.run_id
-    artifact.run_id = facts.run_id
-    manifest = artifact.manifest
-    if (now := _moved(manifest.manifest_file_path, facts)) is not None:
-        manifest.manifest_file_path, changed = now, True
-    for entry in manifest.contents:
-        if (now := _moved(entry.local_path, facts)) is not None:
-            entry.local_path, changed = now, True
-    return changed
-
-
-def _moved(path: str, facts: LogFacts) -> str | None:
-    """Return where *path* is now, if it is not where the log has it."""
-    now = facts.places.get(path)
-    return None if now == path else now
+    elif kind == "artifact":
+        record.artifact.run_id = facts.run_id
+        manifest = record.artifact.manifest
+        if (now := facts.places.get(manifest.manifest_file_path)) is not None:
+            manifest.manifest_file_path = now
+        for entry in manifest.contents:
+            if (now := facts.places.get(entry.local_path)) is not None:
+                entry.local_path = now
+    return record
 
 
 class Unclear(Exception):

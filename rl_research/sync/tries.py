@@ -7,10 +7,10 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
 
-from rl_research.sync import server
-from rl_research.sync.eligibility import Policy, reason_to_skip
-from rl_research.sync.local_runs import LocalRun, find
+from rl_research.sync.delivery import deliver_runs
+from rl_research.sync.local_runs import LocalRun, Policy, find, reason_to_skip
 from rl_research.sync.outcome import Outcome
+from rl_research.tracking import WandbApi
 
 _WAIT = 3.0  # seconds before a run's second try, doubled with each
 
@@ -49,38 +49,20 @@ def sync_runs(
 
     wandb is imported only if there is something to send.
     """
-    account = server.configured()
+    account = WandbApi()
     outcomes: dict[int, Outcome] = {}
-    todo = []
     for number, run in enumerate(runs):
-        if (outcome := reason_to_skip(run, account, policy)) is None:
-            todo.append(number)
-        else:
-            report(outcomes.setdefault(number, outcome))
+        if (skipped := reason_to_skip(run, account, policy)) is not None:
+            report(outcomes.setdefault(number, skipped))
+    todo = [number for number in range(len(runs)) if number not in outcomes]
     for left in reversed(range(tries if todo else 0)):
-        chosen = [(number, runs[number]) for number in todo]
-        todo = _one_round(chosen, replace(policy, patient=False), outcomes, report, left)
-        if not todo:
+        tried = deliver_runs([runs[number] for number in todo], replace(policy, only_due=False))
+        outcomes.update(zip(todo, tried, strict=True))
+        again = [number for number in todo if left and outcomes[number].is_later]
+        for number in todo:
+            if number not in again:
+                report(outcomes[number])
+        if not (todo := again):
             break
         time.sleep(_WAIT * 2 ** (tries - 1 - left) * random.uniform(0.5, 1.5))
     return [outcomes[number] for number in range(len(runs))]
-
-
-def _one_round(
-    todo: Sequence[tuple[int, LocalRun]],
-    policy: Policy,
-    outcomes: dict[int, Outcome],
-    report: Callable[[Outcome], None],
-    left: int,
-) -> list[int]:
-    """Sync each once; return the numbers of those that get another of the *left* rounds."""
-    from rl_research.sync.delivery import deliver_runs
-
-    again = []
-    for (number, _), outcome in zip(todo, deliver_runs([run for _, run in todo], policy), strict=True):
-        outcomes[number] = outcome
-        if outcome.is_later and left:
-            again.append(number)
-        else:
-            report(outcome)
-    return again

@@ -25,6 +25,7 @@ from .wandb_api import (
     NoAnswer as NoAnswer,
     NotUnderstood as NotUnderstood,
     Refused as Refused,
+    RunThere as RunThere,
     Unreachable as Unreachable,
     WandbApi as WandbApi,
 )
@@ -39,8 +40,8 @@ from .wandb_log import (
     row_in as row_in,
 )
 from .wandb_private import (
-    RESUME_STATUS as RESUME_STATUS,
     SERVICE as SERVICE,
+    Record as Record,
     SyncCommand as SyncCommand,
     SyncLog as SyncLog,
     parse_record as parse_record,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import logging
 import os
 import sys
 import threading
@@ -13,15 +14,17 @@ from typing import TYPE_CHECKING, Any
 from rl_research.config import Config, plain
 from rl_research.errors import ConfigError, LoggingError
 from rl_research.system import unused
-from rl_research.tracking import media, provenance, saved_policy
+from rl_research.tracking import media, provenance, saved_policy, wandb_private, wandb_run
 from rl_research.tracking.metric_names import GLOBAL_STEP, Names, check_name
-from rl_research.tracking.metrics import Row, Steps, Thinner, groups, scalars
+from rl_research.tracking.metrics import Row, Steps, Thinner, scalars
 from rl_research.tracking.settings import RunSettings, resolve_settings
+from rl_research.tracking.wandb_api import NoAnswer, WandbApi
 from rl_research.tracking.wandb_log import Logged
-from rl_research.tracking.wandb_run import WandbRun
 
 if TYPE_CHECKING:
     from stable_baselines3.common.callbacks import BaseCallback
+
+log = logging.getLogger(__name__)
 
 _open: list[ExperimentLogger] = []  # those of this process, and of the one it was forked from
 _open_lock = threading.Lock()
@@ -30,12 +33,11 @@ _open_lock = threading.Lock()
 class ExperimentLogger:
     """One run's metrics, configuration, media and models.
 
-    *config* is a `Config` or any mapping, a ``DictConfig`` too, with a ``wandb`` section (project,
-    group, tags, mode, dir, entity, …), or settings that are resolved already; *env* an environment
-    whose id and spaces are recorded.
-    ``WANDB_MODE``, ``WANDB_DIR``, ``WANDB_PROJECT``, ``WANDB_ENTITY``, ``WANDB_RUN_GROUP``,
-    ``WANDB_TAGS``, ``WANDB_NAME``, ``WANDB_NOTES`` and ``WANDB_JOB_TYPE`` win over the section: who
-    launches a program decides. (`wandb.init` has it the other way round.)
+    *config* is a `Config` or any mapping, a ``DictConfig`` too, with a ``wandb`` section (project, group, tags, mode,
+    dir, entity, …), or settings that are resolved already; *env* an environment whose id and spaces are recorded.
+    ``WANDB_MODE``, ``WANDB_DIR``, ``WANDB_PROJECT``, ``WANDB_ENTITY``, ``WANDB_RUN_GROUP``, ``WANDB_TAGS``,
+    ``WANDB_NAME``, ``WANDB_NOTES`` and ``WANDB_JOB_TYPE`` win over the section: who launches a program decides.
+    (`wandb.init` has it the other way round.)
 
     The run's id is *run_id*, else ``config.run_id``, else ``WANDB_RUN_ID``, else the end of the
     current Prefect flow run's id, else new. Files go to *run_dir*, else to a folder named after the
@@ -55,22 +57,28 @@ class ExperimentLogger:
     ) -> None:
         if not isinstance(config, RunSettings):
             config = resolve_settings(config, run_id, run_dir)
-        self._settings, self.run_id, self.dir = config, config.run_id, config.dir
+        self._settings, self.run_id, self.dir, section = config, config.run_id, config.dir, config.wandb
         self._lock = threading.RLock()
         self._names, self._steps = Names(), Steps()
-        self._thinner = Thinner(config.wandb.max_rows)
+        self._thinner = Thinner(section.max_rows)
         self._left_out = Logged()
         self._filmed: set[Path] = set()
         self._last_actions: list[Callable[[], None]] = []
         self._pid, self._finished = os.getpid(), False
         self._register()
         try:
-            self._wandb = wandb = WandbRun(config, config.facts(env))
+            run, self.reason = wandb_run.open_run(config, config.facts(env))
         except BaseException:
             self._unregister()
             raise
-        self.run, self.mode, self.reason = wandb.run, wandb.mode, wandb.reason
-        self.path, self.url, self.wandb_dir = wandb.path, wandb.url, wandb.folder
+        self.run, self.mode = run, "disabled"
+        self.path: str | None = None
+        self.url: str | None = None  # offline it is known with an entity only
+        self.wandb_dir: Path | None = None
+        if run is not None:
+            self.mode = "offline" if run.offline else "online"
+            self.path = "/".join(filter(None, (section.entity or run.entity, section.project, self.run_id)))
+            self.url, self.wandb_dir = run.settings.run_url or None, Path(run.settings.sync_dir)
         self.finished: bool | None = None
         atexit.register(self._finish_at_exit)
 
@@ -99,7 +107,15 @@ class ExperimentLogger:
 
     def served(self) -> Logged | None:
         """Return what the server has of this run; None if the run is offline or the server does not say."""
-        return self._wandb.logged_on_server()
+        if self.run is None or self.run.offline:
+            return None
+        if not self.run.resumed:
+            return Logged()
+        try:
+            return WandbApi(str(self.run.settings.base_url)).logged(self.run.path)
+        except NoAnswer as no:
+            log.warning("which rows W&B has is not known (%s): those of the local logs count", no)
+            return None
 
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
         """Log one row of numbers at *step*, the number of environment steps so far.
@@ -112,7 +128,7 @@ class ExperimentLogger:
             return
         with self._lock:
             at = self._steps.of_row(step)
-            self._names.claim(row, "metric", at, step is not None, groups(metrics))
+            self._names.claim(row, "metric", at, step is not None)
             self._names.warn_if_not_finite(row)
             self._emit(self._thinner.add(at, row))
 
@@ -153,8 +169,7 @@ class ExperimentLogger:
         self._check_open()
         pixels = media.image_pixels(image, check_name(name))
         with self._lock:
-            at = self._claim(name, "image", step)
-            if self._is_new(name, at):
+            if self._is_new(name, at := self._claim(name, "image", step)):
                 from wandb import Image
 
                 self._log(at, {name: Image(pixels, caption=caption)})
@@ -168,7 +183,7 @@ class ExperimentLogger:
         with self._lock:
             at = self._claim(name, "video", step)
             if frames is not None:
-                film = media.encode(frames, self._place_for_film(name, at), fps)
+                film = media.write_video(frames, self._place_for_film(name, at), fps)
             if self._is_new(name, at):
                 from wandb import Video
 
@@ -187,8 +202,11 @@ class ExperimentLogger:
         saved_policy.check_artifact(name, metadata := dict(metadata or {}), aliases)
         path, facts = saved_policy.save_policy(model, self.dir / "models", name)
         facts = {**metadata, **facts, "run_id": self.run_id}
-        files, alias = sorted(path.parent.iterdir()), f"step-{facts['global_step']}"
-        self._wandb.log_files(name, files, facts, [alias, *aliases])
+        if self.run is not None:
+            artifact = wandb_run.new_artifact(name, facts)
+            for file in sorted(path.parent.iterdir()):
+                artifact.add_file(str(file), name=file.name, policy="immutable", skip_cache=True)
+            wandb_run.log_artifact(self.run, artifact, [f"step-{facts['global_step']}", *aliases])
         return path
 
     def log_checkpoint(
@@ -207,7 +225,12 @@ class ExperimentLogger:
         """
         self._check_open()
         saved_policy.check_artifact(name, facts := {**metadata, "uri": uri}, aliases)
-        self._wandb.log_references(name, uri, files, facts, aliases, wait)
+        if self.run is not None:
+            artifact = wandb_run.new_artifact(name, facts)
+            base = uri.rstrip("/") if "://" in uri else Path(uri).absolute().as_uri()
+            for file, (size, sha256) in files.items():
+                wandb_private.add_reference(artifact, file, f"{base}/{file}", size, sha256)
+            wandb_run.log_artifact(self.run, artifact, aliases, wait)
 
     def get_callbacks(self) -> list[BaseCallback]:
         """Return what ``model.learn(callback=…)`` needs so that its metrics arrive here."""
@@ -228,13 +251,16 @@ class ExperimentLogger:
             if self._finished:
                 return
             try:
-                for action in (*self._last_actions, self._flush):
+                for action in self._last_actions:
                     action()
+                self._emit(self._thinner.flush())
+                self._names.write_table(self.dir / "metrics.md")
             finally:
                 self._finished = True
                 atexit.unregister(self._finish_at_exit)
                 self._unregister()
-                self.finished = self._wandb.finish(exit_code, seconds_left)
+                if self.run is not None:
+                    self.finished = wandb_run.finish_run(self.run, exit_code, seconds_left)
 
     def __enter__(self) -> ExperimentLogger:
         return self
@@ -290,11 +316,7 @@ class ExperimentLogger:
         if row is not None and row[0] not in self._left_out.steps:
             self._log(*row)
 
-    def _flush(self) -> None:
-        self._emit(self._thinner.flush())
-        self._names.write_table(self.dir / "metrics.md")
-
     def _update_config(self, values: Mapping[str, Any]) -> None:
-        with self._lock:
-            if self.run is not None:
+        if self.run is not None:
+            with self._lock:
                 self.run.config.update(values, allow_val_change=True)  # type: ignore[no-untyped-call]

@@ -1,16 +1,21 @@
 """Pictures and films as W&B and browsers need them: uint8, channels last, even sizes, H.264."""
 
+from __future__ import annotations
+
 import io
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rl_research.errors import LoggingError
 from rl_research.system import replacing
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 Pixels = NDArray[np.uint8]
 VIDEO_SUFFIXES = (".mp4", ".gif", ".webm")
@@ -42,7 +47,8 @@ def video_frames(video: Any, name: str = "video") -> Pixels:
     any iterable of pictures of one size.
     """
     frames = _uint8(_stack(video, name), name)
-    if frames.ndim not in (3, 4, 5) or frames.size == 0 or _is_one_picture(frames):
+    one_picture = frames.ndim == 3 and frames.shape[-1] in _CHANNELS
+    if frames.ndim not in (3, 4, 5) or frames.size == 0 or one_picture:
         raise LoggingError(
             f"video {name!r} has shape {frames.shape}; give (T, H, W), (T, H, W, C) or "
             "(T, C, H, W) with T > 0. A single picture goes to log_image."
@@ -55,12 +61,7 @@ def video_frames(video: Any, name: str = "video") -> Pixels:
     return np.pad(frames, ((0, 0), (0, odd_height), (0, odd_width), (0, 0)), mode="edge")
 
 
-def write_video(frames: Any, path: str | os.PathLike[str], fps: float = 30) -> Path:
-    """Encode *frames*, as `video_frames` takes them, into an mp4 at *path*, atomically."""
-    return encode(video_frames(frames, Path(path).stem), path, fps)
-
-
-def encode(pixels: Pixels, path: str | os.PathLike[str], fps: float = 30) -> Path:
+def write_video(pixels: Pixels, path: str | os.PathLike[str], fps: float = 30) -> Path:
     """Encode what `video_frames` returns into *path*, as H.264 in yuv420p, which every browser plays."""
     target = Path(path)
     if target.suffix.lower() != ".mp4":
@@ -100,18 +101,19 @@ def _stack(video: Any, name: str) -> NDArray[Any]:
     return np.stack(frames)
 
 
-def _is_one_picture(frames: Pixels) -> bool:
-    return frames.ndim == 3 and frames.shape[-1] in _CHANNELS
-
-
 def _array(image: Any, name: str) -> NDArray[Any]:
     """Return the numbers of whatever shows a picture."""
-    if isinstance(image, (str, os.PathLike)):
-        return _opened(Path(image), name)
     if hasattr(image, "savefig"):  # a matplotlib figure
-        png = io.BytesIO()
-        image.savefig(png, format="png")
-        return _opened(png, name)
+        image.savefig(png := io.BytesIO(), format="png")
+        image = png
+    if isinstance(image, str | os.PathLike | io.BytesIO):
+        from PIL import Image, UnidentifiedImageError
+
+        try:
+            with Image.open(image) as picture:
+                return _decoded(picture)
+        except (UnidentifiedImageError, OSError) as error:
+            raise LoggingError(f"image {name!r} cannot be read: {error}.") from None
     if hasattr(image, "convert") and hasattr(image, "mode"):  # a PIL image
         return _decoded(image)
     if hasattr(image, "detach"):  # a torch tensor; bfloat16 has no NumPy type
@@ -123,17 +125,7 @@ def _array(image: Any, name: str) -> NDArray[Any]:
         raise LoggingError(f"{name!r} is not an array of numbers: {error}.") from None
 
 
-def _opened(source: Path | io.BytesIO, name: str) -> NDArray[Any]:
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        with Image.open(source) as picture:
-            return _decoded(picture)
-    except (UnidentifiedImageError, OSError) as error:
-        raise LoggingError(f"image {name!r} cannot be read: {error}.") from None
-
-
-def _decoded(picture: Any) -> NDArray[Any]:
+def _decoded(picture: Image.Image) -> NDArray[Any]:
     if picture.mode not in ("L", "RGB", "RGBA"):
         picture = picture.convert("RGBA" if "A" in picture.mode else "RGB")
     return np.asarray(picture)

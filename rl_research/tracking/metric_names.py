@@ -3,8 +3,7 @@
 A metric name is made of letters, digits, ``_``, ``-``, ``.`` and inner spaces, grouped by single
 slashes: ``eval/mean_reward``. It has at most 250 characters, does not start with ``_`` (W&B keeps
 its own values there) and is not ``global_step``, which is the x axis. One name means one thing for
-the whole run: a number, an image, a video or a nested mapping. ``custom`` beside ``custom/metric``
-is fine: W&B keeps both.
+the whole run: a number, an image or a video. ``custom`` beside ``custom/metric`` is fine: W&B keeps both.
 """
 
 import difflib
@@ -62,6 +61,7 @@ _LIKENESS = 0.92  # 'eval/mean_rewrd' is as like as this; 'rollout/ep_rew_max' i
 _PART = r"(?!\.+(?:/|$))[A-Za-z0-9_.-](?:[A-Za-z0-9_. -]*[A-Za-z0-9_.-])?"
 _NAME = re.compile(rf"(?!_){_PART}(?:/{_PART})*")
 _FORBIDDEN = re.compile(r"[^A-Za-z0-9_./ -]+")
+_TABLE_ROW = re.compile(r"\| ([^|]+) \| (.*) \| (\d+) \|")  # name, description, first step
 
 
 def check_name(name: object) -> str:
@@ -100,15 +100,14 @@ class Names:
         self.first_step: dict[str, int] = {}
         self.descriptions: dict[str, str] = {}
         self._kinds: dict[str, str] = {}
-        self._groups: set[str] = set()
         self._given_step: dict[str, int] = {}
         self._not_finite: set[str] = set()
 
-    def claim(self, names: Iterable[str], kind: str, step: int, given: bool = True, groups: Iterable[str] = ()) -> None:
+    def claim(self, names: Iterable[str], kind: str, step: int, given: bool = True) -> None:
         """Note that *names* are of *kind* and have reached *step*, or raise and note nothing.
 
-        *groups* are the names given as nested mappings. Only steps that were *given* must not go backwards,
-        and only those of one name: a row about an earlier step may come late, as Stable-Baselines3's do.
+        Only steps that were *given* must not go backwards, and only those of one name: a row about an earlier
+        step may come late, as Stable-Baselines3's do.
         """
         names = list(names)
         for name in names:
@@ -120,8 +119,6 @@ class Names:
                     "backwards. Log in order; continue training with reset_num_timesteps=False, or begin "
                     "another run with a new ExperimentLogger."
                 )
-        self._check_groups(names, all_groups := self._groups | set(groups))
-        self._groups = all_groups
         for name in names:
             if name not in self._kinds:
                 self._kinds[name], self.first_step[name] = kind, step
@@ -129,16 +126,6 @@ class Names:
                     log.warning("metric '%s' is logged as it is. Did you mean '%s'?", name, hint)
         if given:
             self._given_step.update(dict.fromkeys(names, step))
-
-    def _check_groups(self, names: list[str], groups: set[str]) -> None:
-        new_groups = groups - self._groups
-        both = (groups & set(names)) | (new_groups & self._kinds.keys())
-        if both:
-            name = min(both)
-            raise LoggingError(
-                f"{name!r} is a metric and a nested mapping in one run. Rename one of them, "
-                f"for instance the metric as {name + '/value'!r}."
-            )
 
     def warn_if_not_finite(self, row: Mapping[str, object]) -> None:
         """Warn once of each metric that has become NaN or infinite; it is logged as it is."""
@@ -151,7 +138,8 @@ class Names:
         """Write name, description and first step of every metric to *path*, as Markdown."""
         if not self.first_step:
             return
-        rows = _read_table(path)
+        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []  # an earlier segment's
+        rows = {row[1]: (row[2], int(row[3])) for line in lines if (row := _TABLE_ROW.fullmatch(line))}
         for name, step in self.first_step.items():
             meaning = self.descriptions.get(name) or KNOWN.get(name, "")
             before = rows.get(name, ("", step))
@@ -159,14 +147,3 @@ class Names:
         lines = [f"| {name} | {text} | {step} |" for name, (text, step) in sorted(rows.items())]
         head = ["| name | description | first step |", "| --- | --- | --- |"]
         write_text(path, "\n".join([*head, *lines]) + "\n")
-
-
-_TABLE_ROW = re.compile(r"\| (?P<name>[^|]+) \| (?P<text>.*) \| (?P<step>\d+) \|")
-
-
-def _read_table(path: Path) -> dict[str, tuple[str, int]]:
-    """Return what an earlier segment of the run wrote."""
-    if not path.is_file():
-        return {}
-    found = (_TABLE_ROW.fullmatch(line) for line in path.read_text(encoding="utf-8").splitlines())
-    return {row["name"]: (row["text"], int(row["step"])) for row in found if row}

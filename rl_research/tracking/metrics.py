@@ -27,26 +27,15 @@ def flatten(metrics: object) -> dict[str, Any]:
         )
     row: dict[str, Any] = {}
     for key, value in metrics.items():
-        for name, leaf in _leaves(check_name(key), value):
+        nested = flatten(value) if isinstance(value, Mapping) else None
+        leaves = (
+            {key: value} if nested is None else {f"{check_name(key)}/{name}": leaf for name, leaf in nested.items()}
+        )
+        for name, leaf in leaves.items():
             if check_name(name) in row:
                 raise LoggingError(f"metric {name!r} is given twice in one row.")
             row[name] = leaf
     return row
-
-
-def _leaves(key: str, value: Any) -> list[tuple[str, Any]]:
-    if not isinstance(value, Mapping):
-        return [(key, value)]
-    return [(f"{key}/{name}", leaf) for name, leaf in flatten(value).items()]
-
-
-def groups(metrics: Mapping[str, Any], prefix: str = "") -> set[str]:
-    """Return the names under which *metrics* has nested mappings."""
-    found: set[str] = set()
-    for key, value in metrics.items():
-        if isinstance(value, Mapping):
-            found |= {f"{prefix}{key}"} | groups(value, f"{prefix}{key}/")
-    return found
 
 
 def scalar(name: str, value: Any) -> Scalar:
@@ -59,7 +48,9 @@ def scalar(name: str, value: Any) -> Scalar:
         return value
     if isinstance(value, (Decimal, Fraction)):
         return float(value)
-    raise LoggingError(f"metric {name!r} is {_described(value)}. {_remedy(value)}")
+    shape = getattr(value, "shape", None)
+    kind = f"of type {type(value).__name__}" if shape is None else f"a {type(value).__name__} of shape {tuple(shape)}"
+    raise LoggingError(f"metric {name!r} is {kind}. {_remedy(value)}")
 
 
 def scalars(metrics: object) -> Row:
@@ -72,12 +63,6 @@ def _holds_one(value: Any) -> bool:
     if isinstance(value, np.ndarray):
         return value.size == 1 and value.dtype != object
     return callable(getattr(value, "numel", None)) and hasattr(value, "item") and value.numel() == 1
-
-
-def _described(value: Any) -> str:
-    kind = type(value).__name__
-    shape = getattr(value, "shape", None)
-    return f"a {kind} of shape {tuple(shape)}" if shape is not None else f"of type {kind}"
 
 
 def _remedy(value: Any) -> str:
@@ -98,8 +83,7 @@ def _remedy(value: Any) -> str:
 class Steps:
     """Source of the ``global_step`` that a row belongs to.
 
-    Without a step of its own a row belongs to the furthest step so far; before there is any, rows
-    are numbered from 0.
+    Without a step of its own a row belongs to the furthest step so far; before there is any, rows are numbered from 0.
     """
 
     def __init__(self) -> None:
@@ -160,30 +144,24 @@ class Thinner:
         rows, self._pending = self._pending, []
         self._emitted += 1
         if self._emitted == self._max_rows:
-            self._grow()
-        return max(step for step, _ in rows), _mean([row for _, row in rows])
-
-    def _grow(self) -> None:
-        if self._block == 1:
-            log.warning(
-                "wandb.max_rows=%d rows are logged: from now on means over 10, later over 100, "
-                "and so on. Log once per rollout, or raise wandb.max_rows.",
-                self._max_rows,
-            )
-        self._block, self._emitted = self._block * 10, 0
+            if self._block == 1:
+                log.warning(
+                    "wandb.max_rows=%d rows are logged: from now on means over 10, later over 100, "
+                    "and so on. Log once per rollout, or raise wandb.max_rows.",
+                    self._max_rows,
+                )
+            self._block, self._emitted = self._block * 10, 0
+        return max(step for step, _ in rows), rows[0][1] if len(rows) == 1 else _mean([row for _, row in rows])
 
 
 def _mean(rows: list[Row]) -> Row:
-    if len(rows) == 1:
-        return rows[0]
-    values: dict[str, list[Any]] = {}
+    """Return the mean of each number that *rows* have, and the last value of what is a string in any of them."""
+    columns: dict[str, list[Scalar]] = {}
     for row in rows:
         for name, value in row.items():
-            values.setdefault(name, []).append(value)
-    return {name: _middle(column) for name, column in values.items()}
-
-
-def _middle(column: list[Any]) -> Scalar:
-    if any(isinstance(value, str) for value in column):
-        return column[-1]  # type: ignore[no-any-return]  # a Scalar, as every value of a row
-    return float(sum(column) / len(column))
+            columns.setdefault(name, []).append(value)
+    means: Row = {}
+    for name, column in columns.items():
+        numbers = [value for value in column if not isinstance(value, str)]
+        means[name] = float(sum(numbers) / len(column)) if len(numbers) == len(column) else column[-1]
+    return means

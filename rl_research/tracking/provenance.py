@@ -11,7 +11,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
-from functools import lru_cache
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -26,34 +26,30 @@ _PACKAGES = (
 )  # fmt: skip
 
 
+@cache
 def package_versions() -> dict[str, str]:
     """Return the versions of Python, the platform, and the installed packages that a result depends on."""
-    return dict(_versions())
-
-
-@lru_cache(maxsize=1)
-def _versions() -> tuple[tuple[str, str], ...]:
     found = {"python": platform.python_version(), "platform": platform.platform()}
     for package in _PACKAGES:
         with suppress(metadata.PackageNotFoundError):
             found[package] = metadata.version(package)
-    return tuple(found.items())
+    return found
 
 
 def git_state() -> dict[str, Any]:
     """Return ``commit`` and ``dirty`` of the repository of the working folder; empty outside of one."""
     with suppress(OSError):
-        return dict(_git(str(Path.cwd())))
+        return _git(str(Path.cwd()))
     return {}
 
 
-@lru_cache(maxsize=8)
-def _git(folder: str) -> tuple[tuple[str, Any], ...]:
+@cache
+def _git(folder: str) -> dict[str, Any]:
     commit = _ask_git(folder, "rev-parse", "--verify", "HEAD")
     if not commit:
-        return ()
+        return {}
     changed = _ask_git(folder, "status", "--porcelain", "--untracked-files=no")
-    return (("commit", commit), *([] if changed is None else [("dirty", bool(changed))]))
+    return {"commit": commit} if changed is None else {"commit": commit, "dirty": bool(changed)}
 
 
 def _ask_git(folder: str, *arguments: str) -> str | None:
@@ -108,11 +104,10 @@ _ADDRESS = re.compile(r"\b0x[0-9a-fA-F]{4,}")
 
 def public(values: Mapping[Any, Any]) -> dict[str, Any]:
     """Return *values* as JSON can hold them, with everything that looks like a secret as ``***``."""
-    return {str(key): MASK if _is_secret(str(key), value) else _public(value) for key, value in values.items()}
-
-
-def _is_secret(key: str, value: Any) -> bool:
-    return names_a_secret(key) and not isinstance(value, (Mapping, bool, type(None)))
+    return {
+        str(key): MASK if names_a_secret(str(key)) and not isinstance(value, Mapping | bool | None) else _public(value)
+        for key, value in values.items()
+    }
 
 
 def _public(value: Any) -> Any:

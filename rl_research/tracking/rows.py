@@ -23,8 +23,7 @@ Row = dict[str, Any]
 class RowWriter(KVWriter):
     """An SB3 output format that gathers what belongs to one step and hands it to *sinks* once.
 
-    A sink is called with the row and its step, in environment steps, when a later step begins or on
-    `flush`.
+    A sink is called with the row and its step, in environment steps, when a later step begins or on `flush`.
     """
 
     def __init__(self, *sinks: Callable[[Row, int], None]):
@@ -66,30 +65,21 @@ class ProgressFile:
 
     def __init__(self, path: Path):
         self.path = path
-        self.columns: list[str] = [STEP]
         self.rows = read_progress(path)
-        if self.rows:
-            self.columns = list(self.rows[0])
+        self.columns = list(self.rows[0]) if self.rows else [STEP]
         if path.exists() and not path.read_bytes().endswith(b"\n"):
             write_atomically(path, self._text(self.rows, header=True))  # without the line cut off
 
-    @property
-    def last_step(self) -> int:
-        """Step of the last row, -1 if there is none."""
-        return int(self.rows[-1][STEP]) if self.rows else -1
-
     def rewind(self, step: int) -> None:
         """Remove the rows from *step* on, which a resumed run writes again."""
-        kept = [row for row in self.rows if int(row[STEP]) < step]
-        if len(kept) < len(self.rows) or self.path.exists():
-            self.rows = kept
-            write_atomically(self.path, self._text(kept, header=True))
+        if self.path.exists():
+            self.rows = [row for row in self.rows if int(row[STEP]) < step]
+            write_atomically(self.path, self._text(self.rows, header=True))
 
     def __call__(self, row: Row, step: int) -> None:
         """Append the scalars of *row*."""
-        scalars = {key: _scalar(value) for key, value in row.items()}
-        kept = {key: value for key, value in scalars.items() if value is not None}
-        cells = {STEP: str(step), **kept}
+        texts = ((key, _scalar(value)) for key, value in row.items())
+        cells = {STEP: str(step), **{key: text for key, text in texts if text is not None}}
         self.rows.append(cells)
         new = [key for key in cells if key not in self.columns]
         if new or not self.path.exists():
@@ -114,9 +104,7 @@ def read_progress(path: Path) -> list[dict[str, str]]:
     """Return the rows of ``progress.csv``, cells as written, without a last line that was cut off."""
     if not path.exists():
         return []
-    lines = path.read_text().splitlines(keepends=True)
-    whole = [line for line in lines if line.endswith("\n")]
-    return list(csv.DictReader(whole))
+    return list(csv.DictReader(line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")))
 
 
 def values_of_row(row: Mapping[str, str]) -> tuple[Row, int]:

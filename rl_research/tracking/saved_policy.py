@@ -21,6 +21,7 @@ from rl_research.tracking import provenance
 
 if TYPE_CHECKING:
     from stable_baselines3.common.base_class import BaseAlgorithm
+    from stable_baselines3.common.running_mean_std import RunningMeanStd
     from stable_baselines3.common.vec_env import VecNormalize
 
 MODEL = "model.zip"
@@ -47,7 +48,7 @@ def normalizer_statistics(normalizer: VecNormalize) -> bytes:
     Per observation key (one nameless key where observations are arrays): mean and variance of the
     observation's shape, and the count; then those of the return.
     """
-    arrays: dict[str, Any] = {}
+    arrays: dict[str, Any] = {}  # as `np.savez` is typed
     for prefix, rms in _running_statistics(normalizer):
         arrays |= {f"{prefix}/mean": rms.mean, f"{prefix}/var": rms.var, f"{prefix}/count": rms.count}
     out = io.BytesIO()
@@ -66,33 +67,39 @@ def restore_statistics(normalizer: VecNormalize, data: bytes) -> None:
         raise CheckpointDamaged(f"{STATISTICS} does not fit its configuration: {error}") from None
 
 
-def _running_statistics(normalizer: VecNormalize) -> list[tuple[str, Any]]:
-    found: list[tuple[str, Any]] = [("ret", normalizer.ret_rms)]
+def _running_statistics(normalizer: VecNormalize) -> list[tuple[str, RunningMeanStd]]:
+    found = [("ret", normalizer.ret_rms)]
     if normalizer.norm_obs:
         rms = normalizer.obs_rms
         found += [(f"obs/{key}", one) for key, one in (rms if isinstance(rms, dict) else {"": rms}).items()]
     return found
 
 
-def save_policy(model: Any, folder: Path, name: str) -> tuple[Path, dict[str, Any]]:
+def save_policy(model: object, folder: Path, name: str) -> tuple[Path, dict[str, Any]]:
     """Write *model*, whole or not at all, to a new folder ``{name}-{step}`` in *folder*.
 
     Return the path of its ``model.zip``, and facts for an artifact's metadata. No folder is overwritten:
     where it exists, ``-2``, ``-3``, … is appended.
     """
-    algorithm = _algorithm(model)
-    files = {file: data for file, data in policy_files(algorithm).items() if file != STATISTICS}
+    from stable_baselines3.common.base_class import BaseAlgorithm
+
+    if not isinstance(model, BaseAlgorithm):
+        raise LoggingError(
+            f"save_model takes a Stable-Baselines3 algorithm such as PPO, not "
+            f"{type(model).__name__}. Save other things with run.log_artifact."
+        )
+    files = {file: data for file, data in policy_files(model).items() if file != STATISTICS}
     temporary = folder / f".writing-{secrets.token_hex(6)}"
     try:
         for file, data in files.items():
             write_atomically(temporary / file, data)
-        final = _renamed(temporary, folder / f"{name}-{algorithm.num_timesteps}")
+        final = _renamed(temporary, folder / f"{name}-{model.num_timesteps}")
         make_durable(folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return final / MODEL, {
-        "global_step": algorithm.num_timesteps,
-        "algorithm": type(algorithm).__name__,
+        "global_step": model.num_timesteps,
+        "algorithm": type(model).__name__,
         "sha256": {file: hashlib.sha256(data).hexdigest() for file, data in files.items()},
         "versions": provenance.package_versions(),
         "git": provenance.git_state(),
@@ -102,28 +109,15 @@ def save_policy(model: Any, folder: Path, name: str) -> tuple[Path, dict[str, An
 
 def _renamed(source: Path, target: Path) -> Path:
     """Rename *source* to *target*, or to ``target-2``, ``target-3``, … where that exists."""
-    number = 1
+    candidate, number = target, 1
     while True:
-        candidate = target if number == 1 else target.with_name(f"{target.name}-{number}")
-        number += 1
-        if candidate.exists():
-            continue
         try:
             return source.rename(candidate)
         except OSError:
-            if not candidate.exists():  # not somebody who was faster
+            if not candidate.exists():
                 raise
-
-
-def _algorithm(model: Any) -> BaseAlgorithm:
-    from stable_baselines3.common.base_class import BaseAlgorithm
-
-    if not isinstance(model, BaseAlgorithm):
-        raise LoggingError(
-            f"save_model takes a Stable-Baselines3 algorithm such as PPO, not "
-            f"{type(model).__name__}. Save other things with run.log_artifact."
-        )
-    return model
+        number += 1
+        candidate = target.with_name(f"{target.name}-{number}")
 
 
 def check_artifact(name: str, metadata: Mapping[str, Any], aliases: Sequence[str]) -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -15,7 +15,7 @@ from stable_baselines3.common.logger import Figure, HParam, Image, Video
 from rl_research.errors import LoggingError
 from rl_research.system import write_atomically
 from rl_research.tracking.rows import STEP, Row, RowWriter
-from rl_research.tracking.saved_policy import MODEL, policy_files
+from rl_research.tracking.saved_policy import MODEL
 
 if TYPE_CHECKING:
     from stable_baselines3.common.base_class import BaseAlgorithm
@@ -24,14 +24,14 @@ if TYPE_CHECKING:
     from rl_research.tracking.logger import ExperimentLogger
 
 _log = logging.getLogger(__name__)
+_CLOCKS = ("start_time", "num_timesteps")  # of a model, which are no settings
 
 
 class BaseCallback(sb3.BaseCallback):
     """SB3's callback base, in which ``self.logger = …`` works.
 
-    SB3 ≥ 2 made `logger` a property without a setter that returns ``self.model.logger``, so a callback
-    that stores its own logger under that name fails with `AttributeError`. Here it may; a callback
-    that stores none keeps SB3's.
+    SB3 ≥ 2 made `logger` a property without a setter that returns ``self.model.logger``, so a callback that stores its
+    own logger under that name fails with `AttributeError`. Here it may; a callback that stores none keeps SB3's.
     """
 
     _own_logger: Any = None
@@ -81,9 +81,8 @@ class StepClock:
 class WandbCallback(BaseCallback):
     """Send everything SB3 records to an `ExperimentLogger`, one row per step.
 
-    A drop-in for ``wandb.integration.sb3.WandbCallback`` without TensorBoard: rollout, train and
-    evaluation metrics share the x axis `global_step`, and the last ``train/*`` values, which SB3 itself
-    never dumps, are logged too.
+    A drop-in for ``wandb.integration.sb3.WandbCallback`` without TensorBoard: rollout, train and evaluation metrics
+    share the x axis `global_step`, and the last ``train/*`` values, which SB3 itself never dumps, are logged too.
 
     :param verbose: as in SB3
     :param model_save_path: folder that also gets ``model.zip`` whenever the model is saved
@@ -175,31 +174,35 @@ class WandbCallback(BaseCallback):
 
     def _send(self, row: Row, step: int) -> None:
         scalars: Row = {}
-        media: Row = {}
         for name, value in row.items():
-            (media if isinstance(value, Video | Image | Figure | HParam) else scalars)[name] = value
-        for name, value in media.items():
-            self._guarded(name, partial(self._send_media, name, value, step))
+            if isinstance(value, Video | Image | Figure | HParam):
+                with self._refusal_reported(name):
+                    self._send_media(name, value, step)
+            else:
+                scalars[name] = value
         try:
             self.experiment.log_metrics(scalars, step)
         except LoggingError:  # one value is refused: the others are logged without it
             for name, value in scalars.items():
-                self._guarded(name, partial(self.experiment.log_metrics, {name: value}, step))
+                with self._refusal_reported(name):
+                    self.experiment.log_metrics({name: value}, step)
 
-    def _send_media(self, name: str, value: Any, step: int) -> None:
-        if isinstance(value, Video):
-            frames = np.asarray(value.frames)
-            self.experiment.log_video(name, frames, fps=int(value.fps), step=step)
-        elif isinstance(value, HParam):
-            self.experiment.log_config({"hparams": dict(value.hparam_dict)})
-        else:
-            picture = value.figure if isinstance(value, Figure) else value.image
-            self.experiment.log_image(name, picture, step=step)
+    def _send_media(self, name: str, value: Video | Image | Figure | HParam, step: int) -> None:
+        match value:
+            case Video():
+                self.experiment.log_video(name, np.asarray(value.frames), fps=int(value.fps), step=step)
+            case Image():
+                self.experiment.log_image(name, value.image, step=step)
+            case Figure():
+                self.experiment.log_image(name, value.figure, step=step)
+            case HParam():
+                self.experiment.log_config({"hparams": dict(value.hparam_dict)})
 
-    def _guarded(self, name: str, send: Callable[[], None]) -> None:
-        """Call *send*; report once a value that cannot be logged, which must not end a training run."""
+    @contextmanager
+    def _refusal_reported(self, name: str) -> Iterator[None]:
+        """Report once a value that cannot be logged in the block, which must not end a training run."""
         try:
-            send()
+            yield
         except LoggingError as error:
             if name not in self._refused:
                 self._refused.add(name)
@@ -209,16 +212,14 @@ class WandbCallback(BaseCallback):
         plain = {
             key: value
             for key, value in vars(self.model).items()
-            if isinstance(value, bool | int | float | str) and not key.startswith("_")
+            if isinstance(value, bool | int | float | str) and not key.startswith("_") and key not in _CLOCKS
         }
-        for clock in ("start_time", "num_timesteps"):
-            plain.pop(clock, None)
         return {"model": {"class": type(self.model).__name__, **plain}}
 
     def _save_model(self) -> None:
-        self.experiment.save_model(self.model)
+        saved = self.experiment.save_model(self.model)
         if self.model_save_path is not None:
-            write_atomically(Path(self.model_save_path) / MODEL, policy_files(self.model)[MODEL])
+            write_atomically(Path(self.model_save_path) / MODEL, saved)
 
 
 def _histograms(policy: nn.Module, log: str | None) -> dict[str, Any]:
@@ -229,10 +230,8 @@ def _histograms(policy: nn.Module, log: str | None) -> dict[str, Any]:
     for name, parameter in policy.named_parameters():
         tensors = {"gradients": parameter.grad, "parameters": parameter}
         for kind, tensor in tensors.items():
-            if tensor is None or log not in (kind, "all"):
-                continue
-            values = tensor.detach().cpu().float().numpy()
-            finite = values[np.isfinite(values)]
-            if finite.size:
-                shown[f"{kind}/{name}"] = Histogram(np_histogram=np.histogram(finite, bins=64))
+            if tensor is not None and log in (kind, "all"):
+                values = tensor.detach().cpu().float().numpy()
+                if (finite := values[np.isfinite(values)]).size:
+                    shown[f"{kind}/{name}"] = Histogram(np_histogram=np.histogram(finite, bins=64))
     return shown

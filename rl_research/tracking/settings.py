@@ -46,8 +46,8 @@ class RunSettings:
         """Return the run's configuration as W&B shows it, and where it comes from, without secrets."""
         if self.reopens:
             return {}
-        facts = provenance.public(self.config)
-        facts |= {"run_id": self.run_id, "versions": provenance.package_versions()}
+        versions = provenance.package_versions()
+        facts = {**provenance.public(self.config), "run_id": self.run_id, "versions": versions}
         if git := provenance.git_state():
             facts["git"] = git
         experiment = facts.get("experiment")
@@ -65,7 +65,12 @@ def resolve_settings(
     config: object, run_id: str | None = None, run_dir: str | os.PathLike[str] | None = None
 ) -> RunSettings:
     """Return *config*, the arguments and the environment together; raise `ConfigError` for what is wrong."""
-    settings = _as_mapping(config)
+    if not isinstance(config, Mapping | BaseModel):
+        raise ConfigError(
+            f"ExperimentLogger needs a configuration, not {type(config).__name__}: "
+            'a Config, a DictConfig or a mapping such as {"wandb": {"project": "my_project"}}.'
+        )
+    settings = plain(config)
     wandb = _wandb_section(settings.get("wandb"))
     chosen = _run_id(run_id, settings)
     directory = _run_dir(run_dir, settings, wandb.dir, chosen)
@@ -84,39 +89,23 @@ def settings_to_reopen(run_id: str, path: str, mode: str, root: Path) -> RunSett
     return RunSettings(run_id, wandb, root, root, {}, reopens=True)
 
 
-def _as_mapping(config: object) -> dict[str, Any]:
-    if not isinstance(config, (Mapping, BaseModel)):
-        raise ConfigError(
-            f"ExperimentLogger needs a configuration, not {type(config).__name__}: "
-            'a Config, a DictConfig or a mapping such as {"wandb": {"project": "my_project"}}.'
-        )
-    return plain(config)
-
-
 def _wandb_section(section: object) -> WandbSettings:
-    if isinstance(section, (WandbSettings, Mapping)):
-        section = {key: value for key, value in plain(section).items() if value is not None}
-    elif section is not None:
+    if not isinstance(section, WandbSettings | Mapping | None):
         raise ConfigError(f"wandb={section!r}: should be a mapping. For instance wandb={{'mode': 'offline'}}.")
-    section = {**(section or {}), **_from_environment()}
-    if isinstance(section.get("tags"), str):
-        section["tags"] = [section["tags"]]
-    section["mode"] = _SYNONYMS.get(section.get("mode", "offline"), section.get("mode", "offline"))
-    return validated(WandbSettings, section, "wandb")
-
-
-def _from_environment() -> dict[str, Any]:
-    found: dict[str, Any] = {
-        setting: os.environ[variable] for variable, setting in ENVIRONMENT.items() if os.environ.get(variable)
-    }
-    if "tags" in found:
-        found["tags"] = [tag for tag in (t.strip() for t in found["tags"].split(",")) if tag]
-    known = ("online", "offline", "disabled", *_SYNONYMS)
-    if (mode := found.get("mode", "offline")) not in known:
+    found = {key: value for key, value in plain(section or {}).items() if value is not None}
+    if isinstance(found.get("tags"), str):
+        found["tags"] = [found["tags"]]
+    launch = {setting: os.environ[variable] for variable, setting in ENVIRONMENT.items() if os.environ.get(variable)}
+    found |= launch
+    if "tags" in launch:
+        found["tags"] = [tag for part in launch["tags"].split(",") if (tag := part.strip())]
+    if (mode := launch.get("mode", "offline")) not in ("online", "offline", "disabled", *_SYNONYMS):
         raise ConfigError(
             f"WANDB_MODE={mode} is not supported: one process writes one run. Use online, offline or disabled."
         )
-    return found
+    if "mode" in found:
+        found["mode"] = _SYNONYMS.get(found["mode"], found["mode"])
+    return validated(WandbSettings, found, "wandb")
 
 
 def _run_id(given: str | None, settings: Mapping[str, Any]) -> str:

@@ -13,23 +13,23 @@ import os
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from rl_research.system import Attempt, countdown
 from rl_research.tracking.wandb_log import Logged, row_of
+from rl_research.tracking.wandb_private import RESUME_STATUS
 
 _VIEWER = "query Viewer { viewer { id entity } }"
-_RUN = """query OneRun($entity: String, $project: String!, $name: String!) {
-    project(name: $project, entityName: $entity) { run(name: $name) { historyKeys } }
-}"""
 _PAGE = """query HistoryPage($entity: String, $project: String!, $name: String!,
     $first: Int64!, $end: Int64!, $size: Int!) {
     project(name: $project, entityName: $entity) {
         run(name: $name) { history(minStep: $first, maxStep: $end, samples: $size) }
     }
 }"""
+T = TypeVar("T", list[Any], dict[str, Any])
 _ROWS = 1000  # of a page; a server samples longer ones
 _PUBLIC_SERVER = "https://api.wandb.ai"
 
@@ -48,6 +48,18 @@ class NotUnderstood(NoAnswer):
 
 class Unreachable(NoAnswer):
     """Raised when the server does not answer; it may later."""
+
+
+@dataclass(frozen=True)
+class RunThere:
+    """Run as the server has it: counts of lines, when its last row was logged and its number, its summary."""
+
+    rows: int = 0
+    stats: int = 0
+    lines: int = 0
+    last_row_at: float | None = None
+    last_step: int = -1  # W&B's own number of the last row; -1: no row
+    summary: Mapping[str, object] = field(default_factory=dict)
 
 
 class WandbApi:
@@ -72,17 +84,44 @@ class WandbApi:
         if not self.query(_VIEWER).get("viewer"):
             raise Refused(f"{self.base_url} does not know the API key")
 
+    def ask_for_run(self, entity: str, project: str, run_id: str) -> RunThere | None:
+        """Return what the server has of a run: zeros if nothing, None if it does not understand the question."""
+        try:
+            data = self.query(RESUME_STATUS, project=project or None, entity=entity or None, name=run_id)
+        except NotUnderstood:
+            return None
+        if not (bucket := (data.get("model") or {}).get("bucket")):
+            return RunThere()
+        if bucket.get("historyLineCount") is None:
+            return None
+        tail = _parsed(bucket.get("historyTail"), list)
+        last = _parsed(tail[-1] if tail else None, dict)
+        return RunThere(
+            int(bucket["historyLineCount"]),
+            int(bucket.get("eventsLineCount") or 0),
+            int(bucket.get("logLineCount") or 0),
+            float(last["_timestamp"]) if "_timestamp" in last else None,
+            int(last.get("_step", -1)),
+            _parsed(bucket.get("summaryMetrics"), dict),
+        )
+
     def last_step(self, path: str) -> int:
         """Return W&B's own number of the last row of the run *path*, ``entity/project/id``; -1: no row."""
-        return int((self._run(_RUN, path).get("historyKeys") or {}).get("lastStep", -1))
+        entity, project, run_id = path.split("/")
+        if (there := self.ask_for_run(entity, project, run_id)) is None:
+            raise NotUnderstood(f"{self.base_url} does not say what it has of {path}")
+        return there.last_step
 
     def logged(self, path: str) -> Logged:
         """Return the rows and media of the run *path*."""
-        rows = [
-            row_of(_flat(json.loads(line)))
-            for first in range(0, self.last_step(path) + 1, _ROWS)
-            for line in self._run(_PAGE, path, first=first, end=first + _ROWS, size=_ROWS)["history"]
-        ]
+        entity, project, run_id = path.split("/")
+        rows = []
+        for first in range(0, self.last_step(path) + 1, _ROWS):
+            place: dict[str, object] = {"entity": entity, "project": project, "name": run_id}
+            data = self.query(_PAGE, first=first, end=first + _ROWS, size=_ROWS, **place)
+            if (run := (data.get("project") or {}).get("run")) is None:
+                raise NoAnswer(f"{self.base_url} has no run {path}")
+            rows += [row_of(_flat(json.loads(line))) for line in run["history"]]
         return Logged.of(rows)
 
     def query(self, text: str, **variables: Any) -> dict[str, Any]:
@@ -91,14 +130,6 @@ class WandbApi:
         if not attempt.ended_within(countdown(self.timeout)):
             raise Unreachable(f"{self.base_url} has not answered for {self.timeout:.0f} s")
         return attempt.result()
-
-    def _run(self, query: str, path: str, **more: Any) -> dict[str, Any]:
-        entity, project, name = path.split("/")
-        data = self.query(query, entity=entity, project=project, name=name, **more)
-        found: dict[str, Any] | None = (data.get("project") or {}).get("run")
-        if found is None:
-            raise NoAnswer(f"{self.base_url} has no run {path}")
-        return found
 
     def _post(self, text: str, variables: Mapping[str, Any]) -> dict[str, Any]:
         if not self.key:
@@ -122,6 +153,15 @@ class WandbApi:
         if errors:
             raise NotUnderstood(f"{self.base_url} does not answer: {json.dumps(errors)[:300]}")
         return data if isinstance(data, dict) else {}
+
+
+def _parsed(text: object, kind: type[T]) -> T:
+    """Return what *text*, JSON, holds; an empty one where it is no *kind*."""
+    try:
+        found = json.loads(str(text))
+    except ValueError:
+        found = None
+    return found if isinstance(found, kind) else kind()
 
 
 def _flat(cells: Mapping[str, Any]) -> dict[str, Any]:

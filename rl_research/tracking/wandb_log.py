@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from rl_research.tracking.wandb_private import LOG_HEADER, LOG_MAGIC, parse_record
+from rl_research.tracking.wandb_private import LOG_HEADER, LOG_MAGIC, Record, parse_record
 
 _BLOCK = 32768
 _FULL, _FIRST, _MIDDLE, _LAST = 1, 2, 3, 4
+_NOT_FINITE = ("NaN", "Infinity", "-Infinity")  # numbers as W&B writes them
 _CHUNK = struct.Struct("<IHB")  # checksum, length and kind before each chunk's data
 
 
@@ -30,22 +31,21 @@ class Logged:
         return Logged(self.steps | other.steps, self.media | other.media)
 
     @classmethod
-    def of(cls, rows: Iterable[tuple[int, list[str], set[str]]]) -> "Logged":
+    def of(cls, rows: Iterable[tuple[int, bool, set[str]]]) -> "Logged":
         """Return what *rows*, as `row_of` returns them, hold."""
         rows = list(rows)
-        steps = frozenset(step for step, numbers, _ in rows if numbers)
+        steps = frozenset(step for step, has_numbers, _ in rows if has_numbers)
         return cls(steps, frozenset((name, step) for step, _, media in rows for name in media))
 
 
 def read_logged(folder: Path, run_id: str, but: Path | None = None, kinds: str = "*run") -> Logged | None:
     """Return what the segments of *run_id* in *folder*, W&B's own, hold; None if there is no segment.
 
-    *kinds* is how the names of their folders begin: ``offline-run``, ``run``, both. The segment in *but*
-    is left out.
+    *kinds* is how the names of their folders begin: ``offline-run``, ``run``, both. The segment in *but* is left out.
     """
     if not (logs := logs_of(folder, run_id, but, kinds)):
         return None
-    return Logged.of(row_in(parse_record(record)) for log in logs for record in read_records(log))
+    return Logged.of(row_in(record) for log in logs for record in read_records(log))
 
 
 def logs_of(folder: Path, run_id: str, but: Path | None = None, kinds: str = "*run") -> list[Path]:
@@ -57,13 +57,12 @@ def logs_of(folder: Path, run_id: str, but: Path | None = None, kinds: str = "*r
 def logged_artifacts(folder: Path, run_id: str) -> Iterator[Mapping[str, Any]]:
     """Yield the metadata of each artifact that the segments of *run_id* in *folder* hold."""
     for log in logs_of(folder, run_id):
-        for payload in read_records(log):
-            record = parse_record(payload)
+        for record in read_records(log):
             if record.WhichOneof("record_type") == "artifact" and record.artifact.metadata:
                 yield json.loads(record.artifact.metadata)
 
 
-def row_in(record: Any) -> tuple[int, list[str], set[str]]:
+def row_in(record: Record) -> tuple[int, bool, set[str]]:
     """Return what `row_of` does for the row in *record*; as an empty row if that is no row."""
     if record.WhichOneof("record_type") != "history":
         return row_of({})
@@ -71,36 +70,29 @@ def row_in(record: Any) -> tuple[int, list[str], set[str]]:
     return row_of({"/".join(item.nested_key) or item.key: json.loads(item.value_json) for item in items})
 
 
-def row_of(cells: Mapping[str, Any]) -> tuple[int, list[str], set[str]]:
-    """Return the step of a row with *cells*, and the names of its numbers and of its media.
+def row_of(cells: Mapping[str, Any]) -> tuple[int, bool, set[str]]:
+    """Return the step of a row with *cells*, whether it has numbers, and the names of its media.
 
-    Names of nested cells are spelt with slashes. Without a `global_step` it is -1, and there are no names.
+    Names of nested cells are spelt with slashes. Without a `global_step` the step is -1, and nothing is there.
     """
     if (step := cells.get("global_step")) is None:
-        return -1, [], set()
+        return -1, False, set()
     media = {  # a film is a mapping, which W&B stores flat
         name.removesuffix("/_type")
         for name, value in cells.items()
         if name.endswith("/_type") and str(value).endswith("-file")
     }
-    numbers = [
-        name
-        for name, value in cells.items()
-        if _is_number(value)
-        and not name.startswith("_")
-        and name != "global_step"
-        and name.rpartition("/")[0] not in media
-    ]
-    return int(step), numbers, media
+    own = {name for name in cells if name != "global_step" and not name.startswith("_")}
+    has_numbers = any(
+        isinstance(cells[name], int | float) or cells[name] in _NOT_FINITE
+        for name in own
+        if name.rpartition("/")[0] not in media
+    )
+    return int(step), has_numbers, media
 
 
-def _is_number(value: object) -> bool:
-    """Return whether *value* is a number; W&B writes NaN and infinity as words."""
-    return isinstance(value, int | float) or value in ("NaN", "Infinity", "-Infinity")
-
-
-def read_records(log: Path) -> Generator[bytes, None, int]:
-    """Yield the payloads of *log*'s whole records, up to where it was cut off or damaged.
+def read_records(log: Path) -> Generator[Record, None, int]:
+    """Yield *log*'s whole records, up to where it was cut off or damaged.
 
     The generator returns the byte where that was: the file's size if it is whole.
     """
@@ -108,9 +100,9 @@ def read_records(log: Path) -> Generator[bytes, None, int]:
         if not file.read(len(LOG_HEADER)).startswith(LOG_MAGIC):
             return 0
         whole = len(LOG_HEADER)
-        for payload, end in _records(file, whole):
+        for payload, end in payloads(file, whole):
             whole = end
-            yield payload
+            yield parse_record(payload)
         return whole
 
 
@@ -119,7 +111,7 @@ def has_exited(log: Path) -> bool:
     try:
         start = max((log.stat().st_size - 1) // _BLOCK - 1, 0) * _BLOCK
         with log.open("rb") as file:
-            tail = _records(file, start or len(LOG_HEADER))
+            tail = payloads(file, start or len(LOG_HEADER))
             return any(parse_record(payload).WhichOneof("record_type") == "exit" for payload, _ in tail)
     except OSError:
         return False
@@ -131,34 +123,21 @@ def is_damaged(log: Path, position: int) -> bool:
     A killed process leaves part of a record, or zeros; a chunk that is there as a whole and fails its
     checksum was changed later.
     """
-    size = _size_without_zeros(log)
+    with log.open("rb") as file:
+        if position > 0:
+            for *_, end in _chunks(file, position):
+                position = end
+            position = _next_chunk(position)
+        file.seek(position)
+        rest = file.read().rstrip(b"\0")  # without the zeros that a power cut leaves
     if position == 0:
-        return size >= len(LOG_HEADER)
-    with log.open("rb") as file:
-        for *_, end in _chunks(file, position):
-            position = end
-        start = _next_chunk(position)
-        file.seek(start)
-        header = file.read(_CHUNK.size)
-    there = len(header) == _CHUNK.size and any(header)
-    return there and start + _CHUNK.size + _CHUNK.unpack(header)[1] <= size
+        return len(rest) >= len(LOG_HEADER)
+    there = len(rest) >= _CHUNK.size and any(rest[: _CHUNK.size])
+    return there and len(rest) >= _CHUNK.size + _CHUNK.unpack_from(rest)[1]
 
 
-def _size_without_zeros(log: Path) -> int:
-    """Return the size of *log* without the zeros at its end, which a power cut leaves."""
-    end = log.stat().st_size
-    with log.open("rb") as file:
-        while end > 0:
-            start = max(0, end - _BLOCK)
-            file.seek(start)
-            if content := file.read(end - start).rstrip(b"\0"):
-                return start + len(content)
-            end = start
-    return 0
-
-
-def _records(file: IO[bytes], position: int) -> Iterator[tuple[bytes, int]]:
-    """Yield payload and end of each whole record that begins at *position* or later."""
+def payloads(file: IO[bytes], position: int) -> Iterator[tuple[bytes, int]]:
+    """Yield payload and end of each whole record that begins at *position*, or later, of a log."""
     payload: bytes | None = None
     for kind, data, end in _chunks(file, position):
         if kind in (_FULL, _FIRST):

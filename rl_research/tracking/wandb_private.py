@@ -11,7 +11,9 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from rl_research.errors import LoggingError
 
 if TYPE_CHECKING:
     from wandb import Artifact, Run
@@ -21,11 +23,14 @@ LOG_MAGIC = b":W&B"
 LOG_HEADER = LOG_MAGIC + b"\xe1\xbe\x00"
 
 
-def parse_record(payload: bytes) -> Any:
+#: A ``wandb.proto.wandb_internal_pb2.Record`` or a part of it. protobuf makes the classes at import, so there
+#: are no types. What is read: `history`, `summary`, `run`, `artifact`, `files`, `stats`, `output_raw`, `exit`, `num`.
+Record: TypeAlias = Any
+
+
+def parse_record(payload: bytes) -> Record:
     """Return the record with this *payload*; an empty one for ``b""``.
 
-    ``wandb.proto.wandb_internal_pb2.Record``, whose class protobuf makes at import, so there are no types.
-    What is read: `history`, `summary`, `run`, `artifact`, `files`, `stats`, `output_raw`, `exit`, `num`.
     Without it neither what is logged already nor what a sync has to deliver is known.
     """
     from wandb.proto import wandb_internal_pb2
@@ -71,7 +76,7 @@ class SyncLog:
     """
 
     FILES = "debug-sync*.log"
-    SENDING = "filestream: sending request"  # with history_lines, history_offset, uploaded_len, complete
+    SENDING = "filestream: sending request"  # with history_lines, uploaded_len, complete
     SENT = "filestream: request sent"  # acknowledges the SENDING before
     HTTP_ERROR = "api: HTTP error"  # with status
     NO_FILE = "file does not exist"  # with path
@@ -153,13 +158,6 @@ def stage_below(folder: str) -> None:
         os.environ[_STAGING] = folder
 
 
-def base_url() -> str:
-    """Return the server that wandb is configured for, from the settings of its singleton."""
-    import wandb
-
-    return str(wandb.setup().settings.base_url)
-
-
 def has_active_run() -> bool:
     """Return whether a W&B run of this process is open (the singleton's `most_recent_active_run`)."""
     import wandb
@@ -224,30 +222,29 @@ def publish_artifact(run: Run, artifact: Artifact, aliases: Sequence[str]) -> No
     _interface(run).publish_artifact(run, artifact, aliases, None, **_HOW)
 
 
-def deliver_artifact(run: Run, artifact: Artifact, aliases: Sequence[str], seconds: float) -> str:
+def deliver_artifact(run: Run, artifact: Artifact, aliases: Sequence[str], seconds: float) -> None:
     """Upload *artifact* of an online *run* and wait so many *seconds* for the server to commit it.
 
-    Return why it has not; empty if it has. Then the log on disk does not have it.
+    Raises `LoggingError` if the server refuses it, `ConnectionError` if it has not taken it and may later. Then the
+    log on disk does not have it.
     """
     artifact.finalize()
     handle = _interface(run).deliver_artifact(run, artifact, aliases, None, run.step, **_HOW)
     try:
-        return str(handle.wait_or(timeout=seconds).response.log_artifact_response.error_message)
+        problem = str(handle.wait_or(timeout=seconds).response.log_artifact_response.error_message)
     except TimeoutError:
-        return f"no answer for {seconds:.0f} s"
+        problem = f"no answer for {seconds:.0f} s"
     except Exception as error:  # noqa: BLE001  # private classes: the service has gone
-        return str(error) or type(error).__name__
+        problem = str(error) or type(error).__name__
+    if problem:
+        refused = _REFUSAL.search(problem)
+        kind = LoggingError if refused is not None and refused.group(1) not in _TRANSIENT else ConnectionError
+        raise kind(f"W&B has not taken the artifact {artifact.name.partition(':')[0]}: {problem}")
 
 
 _HOW = {"is_user_created": False, "use_after_commit": False, "finalize": True}
-_REFUSAL = re.compile(r"returned error (4\d\d)")  # in what `deliver_artifact` returns
+_REFUSAL = re.compile(r"returned error (4\d\d)")  # in what the service answers
 _TRANSIENT = ("408", "409", "425", "429")
-
-
-def is_refusal(problem: str) -> bool:
-    """Return whether *problem*, as `deliver_artifact` returns it, stays when it is tried again."""
-    found = _REFUSAL.search(problem)
-    return found is not None and found.group(1) not in _TRANSIENT
 
 
 def _interface(run: Run) -> Any:

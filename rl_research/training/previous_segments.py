@@ -7,17 +7,7 @@ from rl_research.checkpoints import Checkpoint
 from rl_research.runs import Run
 from rl_research.sync import was_sent
 from rl_research.system import replacing
-from rl_research.tracking import (
-    STEP,
-    Logged,
-    LogWriter,
-    ProgressFile,
-    logs_of,
-    parse_record,
-    read_logged,
-    read_records,
-    row_in,
-)
+from rl_research.tracking import STEP, Logged, LogWriter, ProgressFile, logs_of, read_logged, read_records, row_in
 
 _log = logging.getLogger(__name__)
 
@@ -54,7 +44,7 @@ def forget_relived(run: Run, rows_from: int, media_after: int) -> None:
         if not log.parent.name.startswith("offline-") or was_sent(log, run.logger.run_id):
             _log.warning("%s: W&B keeps the first rows of the steps from %d on", run.logger.run_id, rows_from)
             continue
-        whole = [parse_record(payload) for payload in read_records(log)]
+        whole = list(read_records(log))
         kept = [record for record in whole if not _is_relived(record, rows_from, media_after)]
         if len(kept) < len(whole):
             with replacing(log) as temporary, temporary.open("wb") as file:
@@ -64,5 +54,5 @@ def forget_relived(run: Run, rows_from: int, media_after: int) -> None:
 
 
 def _is_relived(record: Any, rows_from: int, media_after: int) -> bool:
-    step, numbers, media = row_in(record)
-    return bool((numbers and step >= rows_from) or (media and step > media_after))
+    step, has_numbers, media = row_in(record)
+    return bool((has_numbers and step >= rows_from) or (media and step > media_after))
