@@ -50,7 +50,7 @@ class ExperimentLogger:
     def __init__(
         self,
         config: Config | Mapping[Any, Any] | RunSettings,
-        env: Any = None,
+        env: object = None,
         *,
         run_id: str | None = None,
         run_dir: str | os.PathLike[str] | None = None,
@@ -117,7 +117,7 @@ class ExperimentLogger:
             log.warning("which rows W&B has is not known (%s): those of the local logs count", no)
             return None
 
-    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+    def log_metrics(self, metrics: Mapping[str, object], step: int | None = None) -> None:
         """Log one row of numbers at *step*, the number of environment steps so far.
 
         Nested mappings are spelt with slashes. A row without *step* belongs to the last step given;
@@ -149,14 +149,14 @@ class ExperimentLogger:
             self._names.descriptions.update(texts)
             self._update_config({"metrics": dict(self._names.descriptions)})
 
-    def log_config(self, config: Mapping[str, Any]) -> None:
+    def log_config(self, config: Mapping[str, object]) -> None:
         """Merge *config* into the run's configuration; what looks like a secret becomes ``***``."""
         self._check_open()
         if not isinstance(config, Mapping):
             raise LoggingError(f"log_config takes a mapping, not {type(config).__name__}.")
         self._update_config(provenance.public(plain(config)))
 
-    def log_summary(self, values: Mapping[str, Any]) -> None:
+    def log_summary(self, values: Mapping[str, object]) -> None:
         """Set final values of the run, such as its score, beside the last value of each metric."""
         self._check_open()
         row = scalars(values)
@@ -164,7 +164,7 @@ class ExperimentLogger:
             if self.run is not None:
                 self.run.summary.update(row)
 
-    def log_image(self, name: str, image: Any, step: int | None = None, caption: str | None = None) -> None:
+    def log_image(self, name: str, image: object, step: int | None = None, caption: str | None = None) -> None:
         """Log an array, tensor, PIL image, matplotlib figure or picture file; see `media`."""
         self._check_open()
         pixels = media.image_pixels(image, check_name(name))
@@ -174,7 +174,7 @@ class ExperimentLogger:
 
                 self._log(at, {name: Image(pixels, caption=caption)})
 
-    def log_video(self, name: str, video: Any, fps: float = 30, step: int | None = None) -> None:
+    def log_video(self, name: str, video: object, fps: float = 30, step: int | None = None) -> None:
         """Log frames, which become ``videos/{name}-{step}.mp4`` in the run folder, or a file."""
         self._check_open()
         check_name(name)
@@ -183,14 +183,20 @@ class ExperimentLogger:
         with self._lock:
             at = self._claim(name, "video", step)
             if frames is not None:
-                film = media.write_video(frames, self._place_for_film(name, at), fps)
+                target = self.dir / "videos" / f"{name}-{at}.mp4"  # a killed segment's is the same film, and replaced
+                film = media.write_video(frames, unused(target) if target in self._filmed else target, fps)
+                self._filmed.add(film)
             if self._is_new(name, at):
                 from wandb import Video
 
                 self._log(at, {name: Video(str(film))})
 
     def save_model(
-        self, model: Any, name: str = "model", metadata: Mapping[str, Any] | None = None, aliases: Sequence[str] = ()
+        self,
+        model: object,
+        name: str = "model",
+        metadata: Mapping[str, object] | None = None,
+        aliases: Sequence[str] = (),
     ) -> Path:
         """Save *model*, with its VecNormalize statistics, and log it as artifact *name*.
 
@@ -214,7 +220,7 @@ class ExperimentLogger:
         name: str,
         uri: str,
         files: Mapping[str, tuple[int, str]],
-        metadata: Mapping[str, Any],
+        metadata: Mapping[str, object],
         aliases: Sequence[str] = (),
         wait: float = 0.0,
     ) -> None:
@@ -295,19 +301,11 @@ class ExperimentLogger:
         self._names.claim([name], kind, at, given=step is not None)
         return at
 
-    def _place_for_film(self, name: str, step: int) -> Path:
-        """Return where a film goes; what a killed segment left there is the same film, and replaced."""
-        target = self.dir / "videos" / f"{name}-{step}.mp4"
-        if target in self._filmed:
-            target = unused(target)
-        self._filmed.add(target)
-        return target
-
     def _is_new(self, name: str, step: int) -> bool:
         """Return whether a picture or film is to be logged: no segment before this one has."""
         return self.run is not None and (name, step) not in self._left_out.media
 
-    def _log(self, step: int, row: Mapping[str, Any]) -> None:
+    def _log(self, step: int, row: Mapping[str, object]) -> None:
         self._check_open()
         if self.run is not None:
             self.run.log({**row, GLOBAL_STEP: step})
@@ -316,7 +314,7 @@ class ExperimentLogger:
         if row is not None and row[0] not in self._left_out.steps:
             self._log(*row)
 
-    def _update_config(self, values: Mapping[str, Any]) -> None:
+    def _update_config(self, values: Mapping[str, object]) -> None:
         if self.run is not None:
             with self._lock:
                 self.run.config.update(values, allow_val_change=True)  # type: ignore[no-untyped-call]

@@ -65,7 +65,7 @@ def _holds_one(value: Any) -> bool:
     return callable(getattr(value, "numel", None)) and hasattr(value, "item") and value.numel() == 1
 
 
-def _remedy(value: Any) -> str:
+def _remedy(value: object) -> str:
     if value is None:
         return "Leave it out of the row, or log float('nan')."
     if isinstance(value, complex):

@@ -36,7 +36,7 @@ def package_versions() -> dict[str, str]:
     return found
 
 
-def git_state() -> dict[str, Any]:
+def git_state() -> dict[str, str | bool]:
     """Return ``commit`` and ``dirty`` of the repository of the working folder; empty outside of one."""
     with suppress(OSError):
         return _git(str(Path.cwd()))
@@ -44,7 +44,7 @@ def git_state() -> dict[str, Any]:
 
 
 @cache
-def _git(folder: str) -> dict[str, Any]:
+def _git(folder: str) -> dict[str, str | bool]:
     commit = _ask_git(folder, "rev-parse", "--verify", "HEAD")
     if not commit:
         return {}
@@ -62,9 +62,9 @@ def _ask_git(folder: str, *arguments: str) -> str | None:
     return None
 
 
-def environment_facts(env: Any) -> dict[str, Any]:
+def environment_facts(env: Any) -> dict[str, object]:
     """Return ``id``, spaces and ``n_envs`` of a gymnasium environment or a VecEnv."""
-    found: dict[str, Any] = {}
+    found: dict[str, object] = {}
     for name in ("observation_space", "action_space"):
         if (space := getattr(env, name, None)) is not None:
             found[name] = str(space)
@@ -102,7 +102,7 @@ def current_flow_run() -> dict[str, str]:
 _ADDRESS = re.compile(r"\b0x[0-9a-fA-F]{4,}")
 
 
-def public(values: Mapping[Any, Any]) -> dict[str, Any]:
+def public(values: Mapping[Any, object]) -> dict[str, object]:
     """Return *values* as JSON can hold them, with everything that looks like a secret as ``***``."""
     return {
         str(key): MASK if names_a_secret(str(key)) and not isinstance(value, Mapping | bool | None) else _public(value)
@@ -110,7 +110,7 @@ def public(values: Mapping[Any, Any]) -> dict[str, Any]:
     }
 
 
-def _public(value: Any) -> Any:
+def _public(value: object) -> object:
     if isinstance(value, Mapping):
         return public(value)
     if isinstance(value, str):
@@ -126,7 +126,7 @@ def _public(value: Any) -> Any:
     return _named(value)
 
 
-def _named(value: Any) -> Any:
+def _named(value: object) -> object:
     """Return what stands for an object: its value, its qualified name or its text, never its address."""
     if isinstance(value, enum.Enum):
         return _public(value.value)

@@ -31,7 +31,9 @@ class RowWriter(KVWriter):
         self.row: Row = {}
         self.step = 0
 
-    def write(self, key_values: Mapping[str, Any], key_excluded: Mapping[str, tuple[str, ...]], step: int = 0) -> None:
+    def write(
+        self, key_values: Mapping[str, object], key_excluded: Mapping[str, tuple[str, ...]], step: int = 0
+    ) -> None:
         """Take SB3's values at *step*, without those that SB3 excludes from W&B."""
         if step != self.step:
             self.flush()
@@ -51,7 +53,7 @@ class RowWriter(KVWriter):
         self.flush()
 
 
-def write_row(logger: Logger, values: Mapping[str, Any], step: int) -> None:
+def write_row(logger: Logger, values: Mapping[str, object], step: int) -> None:
     """Send *values* at *step* to every output format of *logger*, without what is pending in it."""
     for output in logger.output_formats:
         output.write(dict(values), dict.fromkeys(values, ()), step)

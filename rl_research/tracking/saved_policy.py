@@ -120,7 +120,7 @@ def _renamed(source: Path, target: Path) -> Path:
         candidate = target.with_name(f"{target.name}-{number}")
 
 
-def check_artifact(name: str, metadata: Mapping[str, Any], aliases: Sequence[str]) -> None:
+def check_artifact(name: str, metadata: Mapping[str, object], aliases: Sequence[str]) -> None:
     """Raise `LoggingError` for what W&B would refuse, before anything is written."""
     if not isinstance(name, str) or not _ARTIFACT_NAME.fullmatch(name) or not name.strip("."):
         mended = re.sub(r"[^A-Za-z0-9_.-]+", "_", str(name)).strip("_.") or "model"

@@ -20,6 +20,7 @@ from rl_research.tracking.saved_policy import MODEL
 if TYPE_CHECKING:
     from stable_baselines3.common.base_class import BaseAlgorithm
     from torch import nn
+    from wandb import Histogram
 
     from rl_research.tracking.logger import ExperimentLogger
 
@@ -34,7 +35,7 @@ class BaseCallback(sb3.BaseCallback):
     own logger under that name fails with `AttributeError`. Here it may; a callback that stores none keeps SB3's.
     """
 
-    _own_logger: Any = None
+    _own_logger: object = None
 
     @property
     def logger(self) -> Any:
@@ -208,7 +209,7 @@ class WandbCallback(BaseCallback):
                 self._refused.add(name)
                 _log.warning("not logged: %s", error)
 
-    def _describe_model(self) -> dict[str, Any]:
+    def _describe_model(self) -> dict[str, object]:
         plain = {
             key: value
             for key, value in vars(self.model).items()
@@ -222,11 +223,11 @@ class WandbCallback(BaseCallback):
             write_atomically(Path(self.model_save_path) / MODEL, saved)
 
 
-def _histograms(policy: nn.Module, log: str | None) -> dict[str, Any]:
+def _histograms(policy: nn.Module, log: str | None) -> dict[str, Histogram]:
     """Return histograms of the policy's gradients, its parameters or both."""
     from wandb import Histogram
 
-    shown: dict[str, Any] = {}
+    shown: dict[str, Histogram] = {}
     for name, parameter in policy.named_parameters():
         tensors = {"gradients": parameter.grad, "parameters": parameter}
         for kind, tensor in tensors.items():

@@ -6,7 +6,6 @@ import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from pydantic import BaseModel
 
@@ -39,10 +38,10 @@ class RunSettings:
     wandb: WandbSettings
     root: Path  # gets the folder ``wandb``
     dir: Path  # the run's own folder
-    config: dict[str, Any]
+    config: dict[str, object]
     reopens: bool = False  # a run that has ended, to add to it: its configuration is not logged again
 
-    def facts(self, env: Any) -> dict[str, Any]:
+    def facts(self, env: object) -> dict[str, object]:
         """Return the run's configuration as W&B shows it, and where it comes from, without secrets."""
         if self.reopens:
             return {}
@@ -108,7 +107,7 @@ def _wandb_section(section: object) -> WandbSettings:
     return validated(WandbSettings, found, "wandb")
 
 
-def _run_id(given: str | None, settings: Mapping[str, Any]) -> str:
+def _run_id(given: str | None, settings: Mapping[str, object]) -> str:
     """Return the first of: argument, ``config.run_id``, ``WANDB_RUN_ID``, the flow run, a new one."""
     run_id = given or settings.get("run_id") or os.environ.get("WANDB_RUN_ID")
     if run_id is None and (flow_run := provenance.current_flow_run()):
@@ -122,14 +121,14 @@ def _run_id(given: str | None, settings: Mapping[str, Any]) -> str:
     return run_id
 
 
-def _run_dir(given: str | os.PathLike[str] | None, settings: Mapping[str, Any], wandb_dir: str, run_id: str) -> Path:
+def _run_dir(given: str | os.PathLike[str] | None, settings: Mapping[str, object], wandb_dir: str, run_id: str) -> Path:
     """Return the run's own folder: given, or named after the run so that runs never share one."""
     if given is not None:
         return _absolute(given)
     parent = settings.get("runs_dir")
     if parent is None:
         parent = "runs" if RUN_DIR in wandb_dir or _OUTPUT_DIR in wandb_dir else wandb_dir
-    return _absolute(parent) / run_id
+    return _absolute(str(parent)) / run_id
 
 
 def _absolute(path: str | os.PathLike[str]) -> Path:

@@ -131,7 +131,7 @@ class WandbApi:
             raise Unreachable(f"{self.base_url} has not answered for {self.timeout:.0f} s")
         return attempt.result()
 
-    def _post(self, text: str, variables: Mapping[str, Any]) -> dict[str, Any]:
+    def _post(self, text: str, variables: Mapping[str, object]) -> dict[str, Any]:
         if not self.key:
             raise Refused("no API key is set: set WANDB_API_KEY or run `wandb login`")
         token = base64.b64encode(f"api:{self.key}".encode()).decode()
@@ -141,7 +141,7 @@ class WandbApi:
             {"Content-Type": "application/json", "Authorization": f"Basic {token}"},
         )
         try:
-            with urllib.request.urlopen(request, timeout=self.timeout) as response:
+            with urllib.request.urlopen(request, timeout=self.timeout + 1) as response:  # `query` gives up before
                 answer = json.load(response)
             data, errors = answer.get("data"), answer.get("errors")
         except urllib.error.HTTPError as error:
@@ -164,7 +164,7 @@ def _parsed(text: object, kind: type[T]) -> T:
     return found if isinstance(found, kind) else kind()
 
 
-def _flat(cells: Mapping[str, Any]) -> dict[str, Any]:
+def _flat(cells: Mapping[str, object]) -> dict[str, Any]:
     """Return *cells* with nested mappings spelt by slashes, as the log on disk has them."""
     flat: dict[str, Any] = {}
     for name, value in cells.items():

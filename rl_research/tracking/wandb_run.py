@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rl_research.errors import ConfigError
 from rl_research.system import Attempt, countdown
@@ -28,7 +28,7 @@ _GRACE = 2.0  # seconds over `wandb.finish_timeout` before W&B's service is ende
 _ON_DISK = 2.0  # seconds that the end of the log may take to reach the disk; it is flushed every second
 
 
-def open_run(settings: RunSettings, config: dict[str, Any]) -> tuple[Run | None, str | None]:
+def open_run(settings: RunSettings, config: Mapping[str, object]) -> tuple[Run | None, str | None]:
     """Return the W&B run, None where W&B is disabled, and why it is offline although it was meant to be online.
 
     Within ``wandb.init_timeout`` it is decided whether an online run goes on offline. If it would have to,
@@ -58,7 +58,7 @@ def open_run(settings: RunSettings, config: dict[str, Any]) -> tuple[Run | None,
     return _init(settings, config, "offline"), reason
 
 
-def new_artifact(name: str, metadata: Mapping[str, Any]) -> Artifact:
+def new_artifact(name: str, metadata: Mapping[str, object]) -> Artifact:
     """Return an artifact of type ``model`` without files."""
     from wandb import Artifact
 
@@ -117,7 +117,7 @@ def _make_folder(settings: RunSettings) -> None:
         ) from None
 
 
-def _open_online(settings: RunSettings, config: dict[str, Any]) -> Run:
+def _open_online(settings: RunSettings, config: Mapping[str, object]) -> Run:
     """Return the run; raise `ConnectionError` with the reason if there is none in time.
 
     W&B's service keeps the id of a failed init, so it is ended then. Raises `ConfigError` where another run
@@ -144,7 +144,7 @@ def _open_online(settings: RunSettings, config: dict[str, Any]) -> Run:
         raise ConnectionError(f"{api.base_url}: {(str(error).splitlines() or [type(error).__name__])[0]}") from None
 
 
-def _init(settings: RunSettings, config: dict[str, Any], mode: str, seconds: float = 60.0) -> Run:
+def _init(settings: RunSettings, config: Mapping[str, object], mode: str, seconds: float = 60.0) -> Run:
     import wandb
 
     section = settings.wandb
@@ -157,7 +157,7 @@ def _init(settings: RunSettings, config: dict[str, Any], mode: str, seconds: flo
             tags=[*section.tags, *(["prefect"] if "prefect" in config else [])],
             dir=str(settings.root),
             **section.model_dump(include={"project", "entity", "group", "name", "notes", "job_type"}),
-            config=config,
+            config=dict(config),
             allow_val_change=True,
             resume="allow",
             reinit="create_new",
