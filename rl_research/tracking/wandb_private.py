@@ -38,33 +38,19 @@ def parse_record(payload: bytes) -> Record:
     return wandb_internal_pb2.Record.FromString(payload)  # type: ignore[attr-defined]
 
 
-#: Asked when wandb-core resumes a run, word for word: every server that takes runs answers this. It tells
-#: what a server has of a run; without an answer, rows that may have arrived are not sent again.
+#: What wandb-core asks when it resumes a run, less the fields that are not read: every server that takes runs answers
+#: this. It tells what a server has of a run; without an answer, rows that may have arrived are not sent again.
 RESUME_STATUS = """
 query RunResumeStatus ($project: String, $entity: String, $name: String!) {
-\tmodel(name: $project, entityName: $entity) {
-\t\tid
-\t\tname
-\t\tentity {
-\t\t\tid
-\t\t\tname
-\t\t}
-\t\tbucket(name: $name, missingOk: true) {
-\t\t\tid
-\t\t\tname
-\t\t\tsummaryMetrics
-\t\t\tdisplayName
-\t\t\tlogLineCount
-\t\t\thistoryLineCount
-\t\t\teventsLineCount
-\t\t\thistoryTail
-\t\t\teventsTail
-\t\t\tconfig
-\t\t\ttags
-\t\t\tnotes
-\t\t\twandbConfig(keys: ["t"])
-\t\t}
-\t}
+    model(name: $project, entityName: $entity) {
+        bucket(name: $name, missingOk: true) {
+            summaryMetrics
+            logLineCount
+            historyLineCount
+            eventsLineCount
+            historyTail
+        }
+    }
 }
 """
 
@@ -89,7 +75,6 @@ class SyncCommand:
 
     OPTIONS = ("--include-online", "--include-synced")
     PARALLEL = "-n"  # runs at a time
-    DONE = "Finished syncing"  # printed once per run, also after failures
     PAGE = re.compile(r"\[(\S+)\] View run .*?\bat (\S+)$")  # entity/project/run_id, URL
     MARKS = (".synced", ".syncstate")  # of the files that it leaves beside a log
     #: Its retries, as variables for the settings ``x_…``. Left alone, it tries for sixteen minutes, and rows
