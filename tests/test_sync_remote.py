@@ -29,7 +29,7 @@ from rl_research.sync import Policy, delivery, tries
 from rl_research.sync.gateway import LEASE
 from rl_research.sync.pushing import push
 from rl_research.sync.threaded_store import ThreadedStore
-from rl_research.tracking import WandbApi
+from rl_research.tracking import WandbApi, wandb_private
 
 
 @pytest.fixture(scope="module")
@@ -569,3 +569,5 @@ def test_the_key_of_a_server_with_a_port_is_found(tmp_path: Path, monkeypatch: p
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     assert WandbApi("http://127.0.0.1:8080").key == "secret"
     assert WandbApi("http://127.0.0.1:9090").key is None
+    netrc.write_text("machine api.wandb.ai\n  login user\n  password earlier\n")
+    assert WandbApi(wandb_private.DEFAULT_SERVER).key == "earlier", "of a login with an earlier version of wandb"

@@ -17,6 +17,7 @@ import wandb
 from offline_runs import log_of
 from wandb.sdk.artifacts.artifact_manifest_entry import ArtifactManifestEntry
 from wandb.sdk.interface.interface import InterfaceBase
+from wandb.sdk.lib import urls
 from wandb_server import WandbServer
 
 from rl_research.sync import sending
@@ -110,6 +111,7 @@ def test_a_run_offers_what_is_used_of_it(run: wandb.Run) -> None:
     assert run.settings.sync_dir.endswith("-private-2"), f"x_sync_dir_suffix does nothing: {_AGAIN}"
     assert os.environ[wandb_private.SERVICE].split("-")[1] == str(os.getpid()), _AGAIN
     assert wandb_private.has_active_run()
+    assert urls.forge_upstream_url(wandb_private.DEFAULT_SERVER) == wandb_private.SERVER_BEHIND_IT, _AGAIN
     assert WandbApi().base_url == str(wandb.setup().settings.base_url).rstrip("/"), f"another server is asked: {_AGAIN}"
     wandb_private.publish_artifact(run, wandb.Artifact("some", type="model", metadata={"a": 1}), ["latest"])
     run.finish()

@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 
 from rl_research.system import Attempt, countdown
 from rl_research.tracking.wandb_log import Logged, row_of
-from rl_research.tracking.wandb_private import RESUME_STATUS
+from rl_research.tracking.wandb_private import DEFAULT_SERVER, RESUME_STATUS, SERVER_BEHIND_IT
 
 _VIEWER = "query Viewer { viewer { id entity } }"
 _PAGE = """query HistoryPage($entity: String, $project: String!, $name: String!,
@@ -31,7 +31,6 @@ _PAGE = """query HistoryPage($entity: String, $project: String!, $name: String!,
 }"""
 T = TypeVar("T", list[Any], dict[str, Any])
 _ROWS = 1000  # of a page; a server samples longer ones
-_PUBLIC_SERVER = "https://api.wandb.ai"
 
 
 class NoAnswer(Exception):
@@ -177,11 +176,15 @@ def _api_key(base_url: str) -> str | None:
     """Return the key that wandb would use: from the environment or from netrc."""
     if key := os.environ.get("WANDB_API_KEY"):
         return key
-    host = urlsplit(base_url).netloc  # as wandb writes it, with the port of a server of one's own
+    servers = [base_url, SERVER_BEHIND_IT] if base_url == DEFAULT_SERVER else [base_url]
+    hosts = [
+        urlsplit(server).netloc for server in servers
+    ]  # as wandb writes it, with the port of a server of one's own
     try:
-        return (netrc.netrc(os.environ.get("NETRC")).authenticators(host) or ("", "", None))[2]
+        known = netrc.netrc(os.environ.get("NETRC"))
     except (OSError, netrc.NetrcParseError):
         return None
+    return next((found[2] for host in hosts if (found := known.authenticators(host))), None)
 
 
 def _configured_url() -> str:
@@ -197,4 +200,4 @@ def _configured_url() -> str:
                 return url
         except configparser.Error:
             continue
-    return _PUBLIC_SERVER
+    return DEFAULT_SERVER

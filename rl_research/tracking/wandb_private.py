@@ -23,6 +23,10 @@ LOG_MAGIC = b":W&B"
 LOG_HEADER = LOG_MAGIC + b"\xe1\xbe\x00"
 
 
+#: wandb's own server, and the one behind it, under which netrc has the key of a login with an earlier version
+#: (``wandb.sdk.lib.urls``). Without them the key of `wandb login` is not found.
+DEFAULT_SERVER, SERVER_BEHIND_IT = "https://api.forge.coreweave.com", "https://api.wandb.ai"
+
 #: A ``wandb.proto.wandb_internal_pb2.Record`` or a part of it. protobuf makes the classes at import, so there
 #: are no types. What is read: `history`, `summary`, `run`, `artifact`, `files`, `stats`, `output_raw`, `exit`, `num`.
 Record: TypeAlias = Any
