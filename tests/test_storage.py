@@ -451,7 +451,7 @@ def test_azures_own_errors_are_known(error: Exception, transient: bool, reason: 
     """The real classes of Azure's client: what waiting mends is tried again, all else is a line."""
     assert is_transient(error) is transient
     if not transient:
-        line = refusal(error, "abfs")
+        line = refusal(error, "azure")
         assert line is not None
         assert reason in line
         assert "\n" not in line

@@ -18,7 +18,10 @@ from rl_research.storage.transient import is_transient
 _log = logging.getLogger(__name__)
 
 _CONNECT = 10.0  # seconds until a connection has to stand
-_S3, _GCS, _SFTP, _AZURE = {"s3", "s3a"}, {"gs", "gcs"}, {"sftp", "ssh"}, {"az", "abfs", "abfss"}
+_EXTRAS = {
+    "s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "sftp": "sftp", "ssh": "sftp", "az": "azure",
+    "abfs": "azure", "abfss": "azure",
+}  # fmt: skip
 _BLOCK = 8 << 20  # bytes that come from Azure at a time, or are sent to it in one request
 _PART = 1 << 20  # bytes of a bigger file that are sent to Azure at a time; it reports whole ones only
 
@@ -29,21 +32,23 @@ def schemes(url: str) -> list[str]:
     return [part for part in parts if re.fullmatch(r"[A-Za-z0-9+.-]+", part)]
 
 
+def extra_of(url: str) -> str | None:
+    """Return the extra of this package that brings the client of *url*: s3, gcs, sftp or azure."""
+    return next((_EXTRAS[scheme] for scheme in schemes(url) if scheme in _EXTRAS), None)
+
+
 def crosses_network(url: str) -> bool:
     """Return whether *url* names a server of a kind that is known here."""
-    return not (_S3 | _GCS | _SFTP | _AZURE).isdisjoint(schemes(url))
+    return extra_of(url) is not None
 
 
 def bounded(url: str, options: Mapping[str, Any], timeout: float) -> dict[str, Any]:
-    """*options* of the file systems in *url*, with bounds of *timeout* seconds where they set none."""
-    chain = schemes(url) if "://" in url or "::" in url else []
-    inner = {
-        scheme: _merged(_bounds(scheme, timeout), options.get(scheme, {}))
-        for scheme in chain[1:]
-        if _bounds(scheme, timeout)
-    }
-    outer = _bounds(chain[0], timeout) if chain else {}
-    return _merged(outer, {**options, **inner})
+    """Return *options* of the file systems in *url*, with bounds of *timeout* seconds where they set none."""
+    outer, *inner = (schemes(url) if "://" in url or "::" in url else []) or [""]
+    chained = {scheme: _merged(_bounds(scheme, timeout), options.get(scheme, {})) for scheme in inner}
+    return _merged(
+        _bounds(outer, timeout), {**options, **{scheme: given for scheme, given in chained.items() if given}}
+    )
 
 
 def prepare(fs: Any, timeout: float) -> None:
@@ -85,7 +90,7 @@ def _pass_over_refusals(loop: asyncio.AbstractEventLoop, context: dict[str, Any]
     Azure's client those of a file's other blocks; asyncio logs their tracebacks some time later.
     """
     error = context.get("exception")
-    if error is not None and (is_transient(error) or refusal(error, "")):
+    if error is not None and (is_transient(error) or refusal(error)):
         _log.debug("left by an operation that has ended: %r", error)
     else:
         loop.default_exception_handler(context)
@@ -98,33 +103,32 @@ def forget(fs: Any) -> None:
 
 
 def _chain(fs: Any) -> Iterator[Any]:
-    """*fs*, and what it stands on: an archive, on the file system of its open file."""
+    """Yield *fs*, and what it stands on: an archive, on the file system of its open file."""
     while fs is not None:
         yield fs
         fs = getattr(vars(fs).get("fo"), "fs", None)
 
 
 def _bounds(scheme: str, timeout: float) -> dict[str, Any]:
-    connect = min(_CONNECT, timeout)
-    if scheme in _S3:
-        once = {"total_max_attempts": 1, "mode": "standard"}
-        read = 2 * timeout  # what stands still is given up before that
-        config = {"retries": once, "connect_timeout": connect, "read_timeout": read}
-        return {"config_kwargs": config, "use_listings_cache": False}
-    if scheme in _GCS:
-        return {"use_listings_cache": False}
-    if scheme in _AZURE:
-        waits = {"connection_timeout": connect, "read_timeout": 2 * timeout}
-        # side by side, one failure leaves those of the others to asyncio, which prints them
-        return {**waits, "max_concurrency": 1, "use_listings_cache": False}
-    if scheme in _SFTP:
-        names = ("timeout", "banner_timeout", "auth_timeout", "channel_timeout")
-        return dict.fromkeys(names, connect)
+    connect, read = min(_CONNECT, timeout), 2 * timeout  # a transfer that stands still is given up before that
+    match _EXTRAS.get(scheme):
+        case "s3":
+            once = {"total_max_attempts": 1, "mode": "standard"}
+            config = {"retries": once, "connect_timeout": connect, "read_timeout": read}
+            return {"config_kwargs": config, "use_listings_cache": False}
+        case "gcs":
+            return {"use_listings_cache": False}
+        case "azure":
+            waits = {"connection_timeout": connect, "read_timeout": read}
+            # of a download: blocks side by side that fail leave their errors to asyncio, which prints them
+            return {**waits, "max_concurrency": 1, "use_listings_cache": False}
+        case "sftp":
+            return dict.fromkeys(("timeout", "banner_timeout", "auth_timeout", "channel_timeout"), connect)
     return {}
 
 
 def _merged(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, Any]:
-    """Both, where they meet the second; mappings within are merged alike."""
+    """Return both, where they meet the second; mappings within are merged alike."""
     merged = {**ours, **theirs}
     for key in ours.keys() & theirs.keys():
         if isinstance(ours[key], Mapping) and isinstance(theirs[key], Mapping):

@@ -29,10 +29,6 @@ from rl_research.system import masked, without_password, write_atomically
 MISSING = (FileNotFoundError, NotADirectoryError)
 _PLAIN = (*MISSING, IsADirectoryError)  # what a reader wants to know as it is
 _REACH, _CHANGES = "reach", ("write", "remove")
-_EXTRAS = {
-    "s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "sftp": "sftp", "ssh": "sftp", "az": "azure",
-    "abfs": "azure", "abfss": "azure",
-}  # fmt: skip
 
 T = TypeVar("T")
 
@@ -45,7 +41,6 @@ class FileSystem:
 
     def __init__(self, url: str, options: Mapping[str, Any], timeout: float):
         self._given = url
-        self._scheme = next(iter(clients.schemes(url)), "file")
         self._options = clients.bounded(url, options, timeout)
         self.timeout = timeout
         self.url = without_password(url)
@@ -132,7 +127,7 @@ class FileSystem:
                 raise
             if operation != "write" and isinstance(error, _PLAIN) and not says_no_bucket(error):
                 raise
-            if (reason := refusal(error, self._scheme)) is None:
+            if (reason := refusal(error, clients.extra_of(self._given))) is None:
                 raise
             raise StorageError(f"storage.url={self.url}: cannot {operation} {name or 'it'}: {reason}") from None
 
@@ -151,7 +146,7 @@ class FileSystem:
                 self._client, self.root = self._opened()
                 clients.prepare(self._client, self.timeout)
         except ImportError as error:
-            extra = next((_EXTRAS[s] for s in clients.schemes(self._given) if s in _EXTRAS), None)
+            extra = clients.extra_of(self._given)
             install = f"pip install 'rl-research[{extra}]'" if extra else str(error)
             raise ConfigError(f"storage.url={self.url}: install its client: {install}") from None
         except (ValueError, TypeError, KeyError) as error:
@@ -159,7 +154,7 @@ class FileSystem:
             hint = (
                 "Name the account: storage.options.account_name=NAME, AZURE_STORAGE_ACCOUNT_NAME or "
                 "AZURE_STORAGE_CONNECTION_STRING."
-                if _EXTRAS.get(self._scheme) == "azure"
+                if clients.extra_of(self._given) == "azure"
                 else "Give a URL such as s3://bucket/runs, gs://bucket/runs, az://container/runs, "
                 "file:///data/runs or a path."
             )

@@ -99,7 +99,7 @@ class Lease:
 
     def has(self, name: str) -> bool:
         """Ask the store whether the lease *name* is still ours, and return the answer."""
-        self._look_at([name])
+        self._look_at(self.mine & {name})
         return name in self.mine
 
     def release(self) -> None:

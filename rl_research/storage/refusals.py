@@ -63,17 +63,17 @@ _BY_NAME = {
 }
 _SOURCES = {
     "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or the role of the machine",
-    "gs": "`gcloud auth application-default login` or GOOGLE_APPLICATION_CREDENTIALS",
-    "az": "AZURE_STORAGE_CONNECTION_STRING, AZURE_STORAGE_ACCOUNT_NAME with AZURE_STORAGE_ACCOUNT_KEY or "
+    "gcs": "`gcloud auth application-default login` or GOOGLE_APPLICATION_CREDENTIALS",
+    "azure": "AZURE_STORAGE_CONNECTION_STRING, AZURE_STORAGE_ACCOUNT_NAME with AZURE_STORAGE_ACCOUNT_KEY or "
     "AZURE_STORAGE_SAS_TOKEN, `az login`, or the identity of the machine",
     "sftp": "an SSH key or agent, or storage.options.password='${oc.env:NAME}'",
 }
-_SAME = {"s3a": "s3", "gcs": "gs", "ssh": "sftp", "abfs": "az", "abfss": "az"}
 
 
-def refusal(error: BaseException, scheme: str) -> str | None:
-    """Return why a store of *scheme* refused, with the remedy; None if *error* is no refusal but a bug.
+def refusal(error: BaseException, kind: str | None = None) -> str | None:
+    """Return why a store refused, with the remedy; None if *error* is no refusal but a bug.
 
+    *kind* is the extra of this package that brings its client: s3, gcs, sftp, azure, or None for another one.
     What the service itself has said counts before the kind of exception that a client made of it.
     """
     chain = list(causes(error))
@@ -83,7 +83,7 @@ def refusal(error: BaseException, scheme: str) -> str | None:
     reason, details = found[0]
     details = " ".join(details.split())[:200]
     described = f"{reason} ({details})" if details and details not in reason else reason
-    return masked(f"{described}. {_remedy(reason, scheme)}")
+    return masked(f"{described}. {_remedy(reason, kind)}")
 
 
 def says_no_bucket(error: BaseException) -> bool:
@@ -123,8 +123,8 @@ def _by_kind(error: BaseException) -> tuple[str, str] | None:
     return None
 
 
-def _remedy(reason: str, scheme: str) -> str:
-    sources = _SOURCES.get(_SAME.get(scheme, scheme), "the client's own variables or storage.options")
+def _remedy(reason: str, kind: str | None) -> str:
+    sources = _SOURCES.get(kind or "", "the client's own variables or storage.options")
     remedies = {
         _DENIED: f"Give these credentials the right to list, read, write and delete there, or use others: {sources}.",
         _NOT_KNOWN: f"Give others: {sources}.",

@@ -94,7 +94,7 @@ class _Fetched:
             lease, kept = (path.relative_to(self.folder).as_posix() for path in names)
             try:
                 if not self.lease.has(lease):
-                    return Verdict("busy", f"{self.lease.others[lease]} is syncing it.")
+                    return Verdict("busy", f"{self.lease.others.get(lease, 'another process')} is syncing it.")
                 with_retries(lambda: self.stores.mine().write(kept, ledgers.encoded(ledger)))
             except Exception as error:  # noqa: BLE001  # `verdict_of` raises what is no failure of the store
                 return verdict_of(error)
