@@ -14,7 +14,7 @@ import s3fs
 from fsspec.implementations.dirfs import DirFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 
-from rl_research.storage import fsspec_private
+from rl_research.storage import clients, fsspec_private
 
 _LIBRARY = Path(__file__).parents[1] / "rl_research"
 
@@ -27,14 +27,16 @@ def test_operations_have_coroutines(client: type, operation: str) -> None:
     assert inspect.iscoroutinefunction(inspect.unwrap(found)), f"{client.__name__}: {operation} is none"
 
 
-def test_s3_is_known_by_its_own_call() -> None:
-    """`_call_s3` is s3fs's alone, and a coroutine function; `_call` is gcsfs's alone."""
-    assert fsspec_private.is_s3(s3fs.S3FileSystem)
+def test_s3_s_own_operations_are_called_by_a_coroutine() -> None:
+    """`_call_s3` is s3fs's coroutine function."""
     assert inspect.iscoroutinefunction(s3fs.S3FileSystem._call_s3)
-    assert not fsspec_private.is_s3(gcsfs.GCSFileSystem)
-    assert fsspec_private.has_chunks(gcsfs.GCSFileSystem)
-    assert not fsspec_private.has_chunks(s3fs.S3FileSystem)
-    assert not fsspec_private.has_chunks(adlfs.AzureBlobFileSystem)
+
+
+def test_clients_are_known_by_their_protocols() -> None:
+    """Each client's class says which kind of store it is for."""
+    kinds = [clients.kind_of(kind) for kind in (s3fs.S3FileSystem, gcsfs.GCSFileSystem, adlfs.AzureBlobFileSystem)]
+    assert kinds == ["s3", "gcs", "azure"]
+    assert clients.kind_of(MemoryFileSystem) is None
 
 
 def test_a_folder_s_paths_are_joined() -> None:

@@ -37,6 +37,12 @@ def extra_of(url: str) -> str | None:
     return next((_EXTRAS[scheme] for scheme in schemes(url) if scheme in _EXTRAS), None)
 
 
+def kind_of(fs: Any) -> str | None:
+    """Return the same of the file system *fs*."""
+    protocols = (fs.protocol,) if isinstance(fs.protocol, str) else fs.protocol
+    return next((_EXTRAS[protocol] for protocol in protocols if protocol in _EXTRAS), None)
+
+
 def crosses_network(url: str) -> bool:
     """Return whether *url* names a server of a kind that is known here."""
     return extra_of(url) is not None
@@ -57,15 +63,15 @@ def prepare(fs: Any, timeout: float) -> None:
     Object stores are watched for progress instead; see `rl_research.storage.stalls`.
     """
     for link in _chain(fs):
-        library = type(link).__module__.partition(".")[0]
-        if library == "s3fs":
-            link.retries = 1
-        elif library == "adlfs":
-            _prepare_azure(link)
-        elif library == "gcsfs":
-            fsspec_private.switch_off_gcsfs_retries(link)
-        elif hasattr(ftp := vars(link).get("ftp"), "get_channel"):
-            ftp.get_channel().settimeout(timeout)
+        match kind_of(link):
+            case "s3":
+                link.retries = 1
+            case "gcs":
+                fsspec_private.switch_off_gcsfs_retries(link)
+            case "azure":
+                _prepare_azure(link)
+            case "sftp":
+                link.ftp.get_channel().settimeout(timeout)
         if link.async_impl and link.loop.get_exception_handler() is None:
             link.loop.set_exception_handler(_pass_over_refusals)
 

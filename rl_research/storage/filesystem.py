@@ -69,7 +69,7 @@ class FileSystem:
     @property
     def is_s3(self) -> bool:
         """Whether it is S3, which has operations of its own."""
-        return fsspec_private.is_s3(self.client)
+        return clients.kind_of(self.client) == "s3"
 
     def ask(self, method: str, *arguments: Any, **more: Any) -> Any:
         """Return what the file system's *method* returns."""

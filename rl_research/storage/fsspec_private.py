@@ -21,16 +21,6 @@ def coroutine(fs: Any, operation: str) -> Any:
     return getattr(fs, f"_{operation}")
 
 
-def is_s3(fs: Any) -> bool:
-    """Return whether *fs* is s3fs's: only that one can be asked for S3's own operations."""
-    return hasattr(fs, "_call_s3")
-
-
-def has_chunks(fs: Any) -> bool:
-    """Return whether `put_file` of *fs* takes the size of chunks: gcsfs's does, which has ``_call``."""
-    return hasattr(fs, "_call")
-
-
 def call_s3(fs: Any, method: str, **arguments: Any) -> Coroutine[Any, Any, Any]:
     """Call S3's own *method* with s3fs's credentials and errors; its public `call_s3` blocks the event loop.
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from rl_research.errors import StorageError
 from rl_research.storage import fsspec_private
+from rl_research.storage.clients import kind_of
 from rl_research.storage.stalls import Body, Progress, all_or_first_error
 from rl_research.storage.transient import causes, status_of
 
@@ -45,7 +46,7 @@ async def put_files(fs: Any, files: Iterable[tuple[Path, str]], progress: Progre
     Each appears when all of it has arrived, and of a broken upload nothing stays behind where the server
     can still be asked.
     """
-    put = _put_to_s3 if fsspec_private.is_s3(fs) else _put_by_client
+    put = _put_to_s3 if kind_of(fs) == "s3" else _put_by_client
     slots = asyncio.Semaphore(_AT_ONCE)
     # biggest first: the server puts the parts of one together while it takes those of the next
     ordered = sorted(files, key=lambda file: file[0].stat().st_size, reverse=True)
@@ -54,9 +55,7 @@ async def put_files(fs: Any, files: Iterable[tuple[Path, str]], progress: Progre
 
 async def _put_by_client(fs: Any, source: Path, path: str, slots: asyncio.Semaphore, progress: Progress) -> None:
     put_file = fsspec_private.coroutine(fs, "put_file")
-    options = {"chunksize": PART} if fsspec_private.has_chunks(fs) else {}
-    if hasattr(fs, "service_client"):  # Azure's
-        options = {"max_concurrency": _AZURE_BLOCKS}
+    options = {"gcs": {"chunksize": PART}, "azure": {"max_concurrency": _AZURE_BLOCKS}}.get(kind_of(fs) or "", {})
     async with slots:
         await put_file(str(source), path, callback=progress, **options)
 
