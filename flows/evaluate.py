@@ -13,7 +13,7 @@ from prefect import flow, task
 
 from rl_research.checkpoints import Checkpoint, Scores, find
 from rl_research.config import load_storage, refuse_secrets
-from rl_research.orchestration import RETRY_TRANSIENT, hand_back
+from rl_research.orchestration import RETRY_TRANSIENT
 from rl_research.training import evaluate_checkpoint
 
 
@@ -33,7 +33,7 @@ def evaluate(
     """
     refuse_secrets(overrides, checkpoint)
     found = find_checkpoint(checkpoint, overrides, runs_dir)
-    return hand_back(described(found, score_checkpoint(found, episodes, trust_env)))
+    return described(found, score_checkpoint(found, episodes, trust_env))
 
 
 def described(found: Checkpoint, scores: Scores) -> dict[str, Any]:

@@ -28,7 +28,7 @@ def prune(
     local_checkpoints: bool = False,
     dry_run: bool = False,
     overrides: Sequence[str] = (),
-) -> dict[str, Any] | State[Any]:
+) -> dict[str, Any] | State[object]:
     """Prune each of *places* by the same rules and show what went.
 
     *overrides* are ``storage.options.KEY=VALUE`` for their file systems, no secrets among them.

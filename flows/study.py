@@ -35,7 +35,7 @@ def study(
     grid: Sequence[Sequence[str]] = (),
     at_a_time: int = 1,
     afresh: bool = False,
-) -> dict[str, Any] | State[Any]:
+) -> dict[str, Any] | State[object]:
     """Run each list of *grid* on top of *overrides* with each of *seeds*, *at_a_time* processes at once.
 
     A member that is finished is not trained again: not when this flow run goes on after a stop, and not
@@ -44,18 +44,18 @@ def study(
     """
     try:
         refuse_secrets([*overrides, *(word for setting in grid for word in setting)])
-        known = study_name(name, afresh, orchestration.this_flow_run())
+        known = study_name(name, afresh, str(runtime.flow_run.id))
         planned = orchestration.handed_over(Study)
         if planned is None or planned.name != known:
             planned = plan_study(known, overrides, seeds, grid)
     except RLResearchError as error:
-        return orchestration.hand_back(orchestration.failed_state(error))
+        return orchestration.failed_state(error)
     with get_client(sync_client=True) as client:
         api = str(client.api_url)
-    return orchestration.hand_back(run_study(planned, at_a_time, api))
+    return run_study(planned, at_a_time, api)
 
 
-def run_study(planned: Study, at_a_time: int, api: str | None) -> dict[str, Any] | State[Any]:
+def run_study(planned: Study, at_a_time: int, api: str | None) -> dict[str, Any] | State[object]:
     """Run the study with members that use the Prefect API *api* while it answers, else one of their own."""
     try:
         with listening() as stop:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from prefect import flow, task
+from prefect import flow, runtime, task
 from prefect.client.schemas.objects import State
 
 from rl_research import orchestration, training
@@ -24,26 +24,22 @@ from rl_research.uploads import RunStorage, UploadQueue, background_uploads
 
 
 @flow(name="train", flow_run_name=orchestration.name_from_overrides, on_crashed=[orchestration.reschedule_if_preempted])
-def train(overrides: Sequence[str] = ()) -> dict[str, Any] | State[Any]:
+def train(overrides: Sequence[str] = ()) -> dict[str, Any] | State[object]:
     """Run the experiment that *overrides* describe and return what it came to.
 
     Asked to stop, it ends as `Preempted`; where a deployment started it, the same flow run is
     scheduled again and goes on from its checkpoint. A mistake of the user's ends it as `Failed`, with
     the line that names it. `orchestration.reschedule_if_preempted` says what is scheduled again and when.
     """
-    return orchestration.hand_back(_outcome(overrides))
-
-
-def _outcome(overrides: Sequence[str]) -> dict[str, Any] | State[Any]:
-    flow_run_id = orchestration.this_flow_run()
+    flow_run_id = str(runtime.flow_run.id)
     try:
-        experiment = orchestration.experiment_of(overrides, flow_run_id)
+        experiment = orchestration.experiment_of(tuple(overrides), flow_run_id)
         if (done := training.finished_result(experiment.config, flow_run_id)) is not None:
             return _with_pending_uploads(experiment.config, done).result
         try:
             run = _run_stages(experiment)
         except Interrupted as interruption:
-            record = read_record(experiment.run_dir) or RunRecord()
+            record = read_record(experiment.config.run_dir) or RunRecord()
             return orchestration.stopped_state(interruption, record.global_step or 0)
     except RunTakenOver as error:
         return orchestration.taken_over_state(error)

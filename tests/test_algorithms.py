@@ -50,8 +50,14 @@ def test_the_defaults_of_a_signature_pass_its_own_checks(name: str) -> None:
     parameters = inspect.signature(algorithms.algorithm_class(name).__init__).parameters
     elsewhere = {"self", *algorithms._ELSEWHERE}
     params = {key: p.default for key, p in parameters.items() if key not in elsewhere}
-    check(name, "MlpPolicy", params)
-    check_batch(name, params, 1)
+    mistakes = []
+    for key, default in params.items():
+        try:
+            check(name, "MlpPolicy", {key: default})
+            check_batch(name, {key: default}, 1)
+        except ConfigError as error:
+            mistakes.append(str(error))
+    assert mistakes == []
 
 
 @pytest.mark.parametrize("name", algorithms.names())

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from rl_research.errors import ConfigError
-from rl_research.orchestration import deployment_file, deployments
+from rl_research.orchestration import deployment_file
 
 _ROOT = Path(__file__).parents[1]
 _FILE = _ROOT / deployment_file.FILE
@@ -76,8 +76,6 @@ def test_an_entrypoint_may_be_a_module(raw: dict[str, Any], tmp_path: Path, monk
         entry["entrypoint"] = f"rl_research.flows.{stem}:{stem}"
         assert deployment_file.flow_of(entry["entrypoint"], tmp_path).name == stem
     assert list(deployment_file.problems(raw, tmp_path)) == []
-    served = deployments.deployment_to_serve(deployment_file.Deployment(**_named(raw, "nightly")), tmp_path)
-    assert (served.name, served.entrypoint) == ("nightly", "rl_research.flows.train.train")
 
 
 def test_training_holds_no_lease_at_the_api(raw: dict[str, Any]) -> None:
@@ -119,15 +117,15 @@ def _set(name: str, section: str, /, **changes: Any) -> Change:
 _MISTAKES: dict[str, tuple[Change, str]] = {
     "a misspelt key": (_nightly(concurrency_limt=1), "'concurrency_limt' .* 'concurrency_limit'"),
     "a misspelt key of the file": (lambda raw: raw.update(pul=[]), "'pul' .* 'pull'"),
-    "no name": (_without("nightly", "name"), "has no name"),
+    "no name": (_without("nightly", "name"), "name is not set"),
     "one name twice": (lambda raw: raw["deployments"].append(_named(raw, "nightly")), "two of that name"),
-    "no work pool": (_without("nightly", "work_pool"), "no work_pool"),
-    "a misspelt key of the pool": (_set("nightly", "work_pool", queue="x"), "'queue'"),
+    "no work pool": (_without("nightly", "work_pool"), "work_pool is not set"),
+    "a misspelt key of the pool": (_set("nightly", "work_pool", queue="x"), "'work_pool.queue'"),
     "an unknown queue": (_set("nightly", "work_pool", work_queue_name="trainning"), "'trainning' .* 'training'"),
     "an unknown pool": (_set("nightly", "work_pool", name="elsewhere"), "'elsewhere'"),
-    "a misspelt limit": (_nightly(concurrency_limit={"limt": 1}), "'limt'"),
-    "an unknown strategy": (_nightly(concurrency_limit={"limit": 1, "collision_strategy": "WAIT"}), "'WAIT'"),
-    "a feature of the cloud": (_nightly(sla=[{"name": "x", "duration": 1}]), "'sla' is a feature"),
+    "a misspelt limit": (_nightly(concurrency_limit={"limit": 1, "limt": 1}), "'concurrency_limit.limt'"),
+    "an unknown strategy": (_nightly(concurrency_limit={"limit": 1, "collision_strategy": "WAIT"}), "strategy=WAIT"),
+    "a feature of the cloud": (_nightly(sla=[{"name": "x", "duration": 1}]), "'sla' is not a setting"),
     "a missing file": (_nightly(entrypoint="flows/trian.py:train"), "trian"),
     "a missing function": (_nightly(entrypoint="flows/train.py:trian"), "trian"),
     "a bad cron": (_schedule(slug="a", cron="0 25 * * *"), "0 25"),
@@ -161,7 +159,7 @@ _MISTAKES: dict[str, tuple[Change, str]] = {
         lambda raw: raw.update(pull=[{"x": {"directory": "{{ $RL_RESEARCH_NOWHERE }}"}}]),
         "RL_RESEARCH_NOWHERE",
     ),
-    "an entry that is a text": (lambda raw: raw["deployments"].append("nightly"), "no deployment"),
+    "an entry that is a text": (lambda raw: raw["deployments"].append("nightly"), "nightly: should be a mapping"),
 }
 
 

@@ -144,7 +144,7 @@ def test_an_offline_run_gets_a_segment_more(train: Train, server: WandbServer, t
     facts = _facts(server.run("mine")) if synced else {}
     runtime = server.run("mine").summary["_runtime"] if synced else None
     rows = upload(str(folder.parent))
-    assert [row["outcome"] for row in rows] == ["delivered"] * len(steps_committed(folder))
+    assert [row.outcome for row in rows] == ["delivered"] * len(steps_committed(folder))
     (added,) = set(_segments(folder)) - set(before)
     assert upload(str(folder.parent)) == []
     assert len(_segments(folder)) == len(before) + 1

@@ -207,7 +207,6 @@ def test_an_api_that_goes_away_meanwhile_loses_nothing(
         raise RuntimeError("Failed to reach API")
 
     monkeypatch.setattr(by, "_task", lost)
-    monkeypatch.setattr(by, "_begin", lambda _: None)
     by(uploaded.append, _checkpoint(tmp_path))  # type: ignore[func-returns-value]
     assert len(uploaded) == 1
 
@@ -280,7 +279,7 @@ def test_the_upload_flow_delivers_what_is_left(tmp_path: Path, faults: Faults, s
     state = upload(str(tmp_path / "runs"), return_state=True)
     assert state.is_completed()
     rows = state.result()
-    assert [(row["run_id"], row["step"], row["outcome"]) for row in rows] == [
+    assert [(row.run_id, row.step, row.outcome) for row in rows] == [
         ("mine", step, "delivered") for step in reversed(ALL)
     ]
     assert _stored(tmp_path, s3) == ALL

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
-from rl_research.cli.common import REFERENCE, Answer, as_json, in_runs_dir, lookup, own_stdout, split_storage, words_of
+from rl_research.cli.common import REFERENCE, Answer, answering, find_checkpoint, in_runs_dir, split_storage, words_of
 
 if TYPE_CHECKING:
     from rl_research.checkpoints import Checkpoint, Listed, Scores
 
 _LARGE = 10_000_000  # bytes from which a download shows how far it is
+_COLUMNS = "{:>11}  {:<18}  {:<18}  {:>8}  {:>7}  {:<5}  {}"
 _EPILOG = f"""\
 RUN: {REFERENCE}; none: the run trained last.
 
@@ -28,9 +27,9 @@ TARGET: gets checkpoints/step-…, as a run folder has it; if it is not given, t
 @click.command(epilog=_EPILOG, options_metavar="[list] [RUN] [--verify] | get REF [TARGET] [OPTIONS]")
 @words_of("")
 @in_runs_dir
-@as_json
+@answering
 @click.option("--verify", is_flag=True, help="Read and hash every file.")
-def checkpoints(overrides: tuple[str, ...], runs_dir: str, as_json: bool, verify: bool) -> None:
+def checkpoints(overrides: tuple[str, ...], runs_dir: str, answer: Answer, verify: bool) -> None:
     """List a run's checkpoints, or get one."""
     storage, words = split_storage(overrides)
     action = words.pop(0) if words[:1] in (["list"], ["get"]) else "list"
@@ -38,41 +37,27 @@ def checkpoints(overrides: tuple[str, ...], runs_dir: str, as_json: bool, verify
         raise click.UsageError("get takes REF [TARGET].")
     if action == "list" and len(words) > 1:
         raise click.UsageError("list takes one RUN.")
-    with own_stdout(as_json) as answer:
-        look = lookup(storage, runs_dir)
-        if action == "get":
-            _get(words, look, answer)
-        else:
-            _list("".join(words), look, answer, verify=verify)
-
-
-def _list(run: str, look: dict[str, Any], answer: Answer, *, verify: bool) -> None:
-    from rl_research.checkpoints import list_folders, places_of
-
-    found = {store.path(""): list_folders(store, verify=verify) for store in places_of(run, **look)}
-    if answer.as_json:
-        answer.json(
-            places=[
-                {"place": place, "checkpoints": [row.model_dump() for row in rows]} for place, rows in found.items()
-            ]
-        )
+    if action == "get":
+        _get(words, storage, runs_dir, answer)
     else:
-        answer("\n".join(f"{place}\n{_table(rows)}" for place, rows in found.items()))
+        _list("".join(words), storage, runs_dir, answer, verify=verify)
+
+
+def _list(run: str, overrides: Sequence[str], runs_dir: str, answer: Answer, *, verify: bool) -> None:
+    from rl_research.checkpoints import list_folders, places_of
+    from rl_research.config import load_storage
+
+    storage = load_storage(overrides)
+    stores = places_of(run, storage.options, runs_dir=runs_dir, url=storage.url)
+    found = {store.path(""): list_folders(store, verify=verify) for store in stores}
+    places = [{"place": place, "checkpoints": [row.model_dump() for row in rows]} for place, rows in found.items()]
+    text = "\n".join(f"{place}\n{_table(rows)}" for place, rows in found.items())
+    answer.result({"places": places}, lambda: text)
 
 
 def _table(rows: Sequence[Listed]) -> str:
-    heads = ("step", "score", "final score", "size", "age", "valid", "")
-    cells = [heads, *(_cells(row) for row in rows)]
-    widths = [max(len(line[column]) for line in cells) for column in range(len(heads))]
-    right = (0, 3, 4)
-    lines = [
-        "  ".join(
-            text.rjust(width) if column in right else text.ljust(width)
-            for column, (text, width) in enumerate(zip(line, widths, strict=True))
-        ).rstrip()
-        for line in cells
-    ]
-    return "\n".join(lines) + "\n"
+    lines = [("step", "score", "final score", "size", "age", "valid", ""), *map(_cells, rows)]
+    return "".join(_COLUMNS.format(*cells).rstrip() + "\n" for cells in lines)
 
 
 def _cells(row: Listed) -> tuple[str, ...]:
@@ -94,40 +79,32 @@ def _score(scores: Scores | None) -> str:
     return "" if scores is None else f"{scores.mean:.2f} ± {scores.std:.2f}"
 
 
-def _get(words: Sequence[str], look: dict[str, Any], answer: Answer) -> None:
-    from rl_research.checkpoints import FOLDER, download, find
+def _get(words: Sequence[str], overrides: Sequence[str], runs_dir: str, answer: Answer) -> None:
+    from tqdm import tqdm
+
+    from rl_research.checkpoints import FOLDER, download
     from rl_research.runs import leased_folder, make_folder
 
-    checkpoint = find(words[0], **look)
-    target = Path(words[1]).expanduser() if len(words) > 1 else _run_dir(checkpoint, look["runs_dir"])
+    checkpoint = find_checkpoint(words[0], overrides, runs_dir)
+    target = Path(words[1]).expanduser() if len(words) > 1 else _run_dir(checkpoint, runs_dir)
     if checkpoint.store.is_at(target / FOLDER):
         checkpoint.verify()
     else:
         make_folder(target)
-        with leased_folder(target), _progress(checkpoint) as on_bytes:
-            checkpoint = download(checkpoint, target, on_bytes)
+        silent = checkpoint.size < _LARGE or None  # None: where there is no terminal
+        bar = tqdm(total=checkpoint.size, unit="B", unit_scale=True, desc=checkpoint.name, disable=silent)
+        with leased_folder(target), bar:
+            checkpoint = download(checkpoint, target, bar.update)
     found = {
         "checkpoint": checkpoint.address,
         "run_id": checkpoint.manifest.run_id,
         "global_step": checkpoint.global_step,
         "bytes": checkpoint.size,
     }
-    answer.result(found, lambda found: f"{found['checkpoint']}\n")
+    answer.result(found, lambda: f"{found['checkpoint']}\n")
 
 
 def _run_dir(checkpoint: Checkpoint, runs_dir: str) -> Path:
     """Return the folder that the run of *checkpoint* has in *runs_dir*."""
     stored_as = checkpoint.store.root.rstrip("/").split("/")[-2:][0]
     return Path(runs_dir).expanduser() / str(checkpoint.manifest.run_id or stored_as)
-
-
-@contextmanager
-def _progress(checkpoint: Checkpoint) -> Iterator[Callable[[int], None]]:
-    """Show a bar in a terminal for what takes a while; the block calls what is yielded with bytes."""
-    if checkpoint.size < _LARGE or not sys.__stderr__ or not sys.__stderr__.isatty():
-        yield lambda count: None
-        return
-    from tqdm import tqdm
-
-    with tqdm(total=checkpoint.size, unit="B", unit_scale=True, desc=checkpoint.name) as bar:
-        yield bar.update

@@ -7,19 +7,23 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
+from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeVar
 
 import click
 
 if TYPE_CHECKING:
+    from rl_research.checkpoints import Checkpoint
     from rl_research.orchestration import EmbeddedAPI
+
+T = TypeVar("T")
+Verb = TypeVar("Verb", bound=Callable[..., object])
 
 REFERENCE = "run_id, run folder, checkpoint folder or fsspec URL"
 CHECKPOINT = f"CHECKPOINT: {REFERENCE}; then @best or @step-N, else the latest."
 POSITIVE = click.IntRange(min=1)
 
-as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 in_runs_dir = click.option(
     "--runs-dir", default="runs", show_default=True, help="Folder in which a run_id is looked for."
 )
@@ -28,28 +32,24 @@ trust_env = click.option(
 )
 
 
-def words_of(metavar: str) -> Callable[..., Any]:
+def words_of(metavar: str) -> Callable[[Verb], Verb]:
     """Return a decorator that lets a verb take any number of words, which help calls *metavar*."""
     return click.argument("overrides", nargs=-1, metavar=metavar)
 
 
-def is_about_storage(word: str) -> bool:
-    """Return whether *word* is an override of where checkpoints are stored."""
-    return word.lstrip("+").startswith(("storage.options.", "storage.url="))
-
-
 def split_storage(words: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Return the overrides of ``storage`` among *words*, and the other words."""
-    overrides = [word for word in words if is_about_storage(word)]
+    """Return the overrides of where checkpoints are stored among *words*, and the other words."""
+    overrides = [word for word in words if word.lstrip("+").startswith(("storage.options.", "storage.url="))]
     return overrides, [word for word in words if word not in overrides]
 
 
-def lookup(overrides: Sequence[str], runs_dir: str) -> dict[str, Any]:
-    """Return where the verb looks for runs, as `checkpoints.find` takes it."""
+def find_checkpoint(reference: str, overrides: Sequence[str], runs_dir: str) -> Checkpoint:
+    """Return the checkpoint that *reference* names, here or in the storage of *overrides*."""
+    from rl_research.checkpoints import find
     from rl_research.config import load_storage
 
     storage = load_storage(overrides)
-    return {"options": dict(storage.options), "runs_dir": runs_dir, "url": storage.url}
+    return find(reference, storage.options, runs_dir=runs_dir, url=storage.url)
 
 
 def prepare_prefect() -> None:
@@ -64,6 +64,7 @@ def prepare_prefect() -> None:
             os.environ["PREFECT_API_URL"] = url
     for name, value in {
         "PREFECT_LOGGING_LEVEL": "CRITICAL",  # what goes wrong is said once, by this command
+        "PREFECT_INTERNAL_LOGGING_LEVEL": "CRITICAL",  # each event that a server does not take, in 3,000 characters
         "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "DO_NOT_TRACK": "1",
@@ -85,9 +86,6 @@ def prefect_api() -> Iterator[EmbeddedAPI | None]:
 
 def _check_prefect() -> None:
     """Raise `ConfigError`, one line, for what Prefect would say in a hundred."""
-    from urllib.error import URLError
-    from urllib.request import urlopen
-
     from rl_research.errors import ConfigError
 
     if home := os.environ.get("PREFECT_HOME"):
@@ -98,10 +96,11 @@ def _check_prefect() -> None:
                 f"PREFECT_HOME={home}: not a folder that can be written ({error.strerror}). Set it to one, or unset it."
             ) from None
     if url := os.environ.get("PREFECT_API_URL"):
+        from rl_research.orchestration import ask_health
+
         try:
-            with urlopen(f"{url.rstrip('/')}/health", timeout=10):
-                pass
-        except (URLError, OSError, ValueError) as error:
+            ask_health(url, timeout=10)
+        except (OSError, ValueError) as error:
             raise ConfigError(
                 f"PREFECT_API_URL={url}: no Prefect API answers there ({error}). "
                 "Start it (`prefect server start`), or unset PREFECT_API_URL to do without a server."
@@ -119,24 +118,28 @@ class Answer:
         with os.fdopen(os.dup(self._descriptor), "w", encoding="utf-8") as out:
             out.write(text)
 
-    def json(self, **found: Any) -> None:
-        """Write *found* as one JSON object."""
-        self(json.dumps(found) + "\n")
-
-    def result(self, found: Mapping[str, Any], shown: Callable[[Any], str]) -> None:
-        """Write *found* as JSON, or as *shown* puts it for people."""
-        self(json.dumps(found) + "\n" if self.as_json else shown(found))
+    def result(self, found: Mapping[str, object], shown: Callable[[], str]) -> None:
+        """Write *found* as one JSON object, or for people what *shown* returns."""
+        self(json.dumps(found) + "\n" if self.as_json else shown())
 
 
-@contextmanager
-def own_stdout(as_json: bool = False) -> Iterator[Answer]:
-    """Keep standard output for the answer; what libraries and their children print goes to stderr."""
-    sys.stdout.flush()
-    kept = os.dup(1)
-    os.dup2(2, 1)
-    try:
-        with redirect_stdout(sys.stderr):
-            yield Answer(kept, as_json)
-    finally:
-        os.dup2(kept, 1)
-        os.close(kept)
+def answering(verb: Callable[..., T]) -> Callable[..., T]:
+    """Give *verb* the option ``--json``, and its argument *answer* the `Answer` that it writes to.
+
+    Standard output is kept for the answer; what libraries and their children print meanwhile goes to stderr.
+    """
+
+    @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
+    @wraps(verb)
+    def answered(*arguments: object, as_json: bool, **options: object) -> T:
+        sys.stdout.flush()
+        kept = os.dup(1)
+        os.dup2(2, 1)
+        try:
+            with redirect_stdout(sys.stderr):
+                return verb(*arguments, answer=Answer(kept, as_json), **options)
+        finally:
+            os.dup2(kept, 1)
+            os.close(kept)
+
+    return answered

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from rl_research.cli.common import as_json, own_stdout, words_of
+from rl_research.cli.common import Answer, answering, words_of
 
 if TYPE_CHECKING:
     from rl_research.cli.doctor_checks import Finding
@@ -15,19 +15,16 @@ if TYPE_CHECKING:
 
 @click.command(epilog="Exit codes: 0 nothing is broken (warnings may be there); 2 something is.")
 @words_of("[key=value …]")
-@as_json
-def doctor(overrides: tuple[str, ...], as_json: bool) -> int:
+@answering
+def doctor(overrides: tuple[str, ...], answer: Answer) -> int:
     """Check W&B, storage, Prefect, disk, versions and unsynced runs, in seconds."""
-    with own_stdout(as_json) as answer:
-        from rl_research.cli.doctor_checks import examine, exit_code
-        from rl_research.config import load_config
+    from rl_research.cli.doctor_checks import examine, exit_code
+    from rl_research.config import load_config
 
-        findings = examine(load_config(overrides))
-        code = exit_code(findings)
-        if as_json:
-            answer.json(exit_code=code, findings=[asdict(finding) for finding in findings])
-        else:
-            answer("".join(map(_lines, findings)))
+    findings = examine(load_config(overrides))
+    code = exit_code(findings)
+    found = {"exit_code": code, "findings": [asdict(finding) for finding in findings]}
+    answer.result(found, lambda: "".join(map(_lines, findings)))
     return code
 
 

@@ -9,28 +9,24 @@ import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from urllib.error import URLError
 from urllib.parse import urlsplit
+
+from packaging.requirements import Requirement
 
 from rl_research.config import Config
 from rl_research.errors import ConfigError, StorageError
 from rl_research.storage import Store, is_transient
 from rl_research.sync import Policy, find, reason_to_skip
 from rl_research.system import without_password
-from rl_research.tracking import NoAnswer, Refused, Unreachable, WandbApi
+from rl_research.tracking import NoAnswer, Refused, WandbApi
 
 _TIMEOUT = 5.0  # seconds for one answer
 _LOW, _OUT = 10e9, 1e9  # bytes of disk: warned of, too few
 _PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
-_KNOWN_CLASHES = {  # what breaks what: package -> (versions that work, why)
-    "wandb": ("0.31.", "what tells a delivered run from a lost one is private to each minor release"),
-    "hydra-core": ("1.3.", "the configurations are written for it"),
-    "antlr4-python3-runtime": ("4.9.", "hydra-core 1.3 reads nothing with another"),
-    "stable-baselines3": ("2.9.", "exact resume knows its attributes"),
-}
 
 
 @dataclass(frozen=True)
@@ -56,52 +52,46 @@ def exit_code(findings: list[Finding]) -> int:
 
 
 def _versions(config: Config) -> Iterator[Finding]:  # noqa: ARG001  # one form for all checks
-    for package, (works, why) in _KNOWN_CLASHES.items():
-        try:
-            version = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            yield Finding("versions", "broken", f"{package} is not installed", "Install rl-research again.")
-            continue
-        if not version.startswith(works):
-            remedy = f"pip install '{package}=={works}*'"
-            yield Finding("versions", "broken", f"{package} {version}: {why}", remedy)
-    if _release("fastapi") >= (0, 151) and _release("prefect") < (3, 9):
-        said = "prefect 3.8 cannot start its API with fastapi 0.151 or newer"
-        yield Finding("versions", "broken", said, "pip install 'fastapi<0.151'")
-    else:
+    clashes = list(_clashes())
+    for clash, requirement in clashes:
+        yield Finding("versions", "broken", clash, f"pip install '{requirement}'")
+    if not clashes:
         names = ("prefect", "wandb", "stable-baselines3", "torch")
-        yield Finding("versions", "ok", ", ".join(f"{n} {metadata.version(n)}" for n in names))
+        yield Finding("versions", "ok", ", ".join(f"{name} {metadata.version(name)}" for name in names))
 
 
-def _release(package: str) -> tuple[int, ...]:
-    try:
-        numbers = metadata.version(package).split(".")[:2]
-        return tuple(int(number) for number in numbers)
-    except (metadata.PackageNotFoundError, ValueError):
-        return (0,)
+def _clashes() -> Iterator[tuple[str, Requirement]]:
+    """Yield what is installed and is not what this package declares to need."""
+    declared: list[str] = []
+    with suppress(metadata.PackageNotFoundError):  # a checkout that is only on the path declares nothing
+        declared = metadata.requires("rl-research") or []
+    for requirement in map(Requirement, declared):
+        if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
+            continue
+        try:
+            version = metadata.version(requirement.name)
+        except metadata.PackageNotFoundError:
+            yield f"{requirement.name} is not installed", requirement
+        else:
+            if not requirement.specifier.contains(version, prereleases=True):
+                yield f"{requirement.name} {version}: rl-research needs {requirement.specifier}", requirement
 
 
 def _wandb(config: Config) -> Iterator[Finding]:
     api = WandbApi(timeout=_TIMEOUT)
-    online = config.wandb.mode == "online"
-    wanted = "broken" if online else "warning"
-    try:
-        api.viewer()
-    except NoAnswer as no:
-        remedy = "Runs go on offline meanwhile; `rl-research sync` delivers them."
-        yield Finding("W&B", wanted, str(no), remedy)
-        return
+    wanted = "broken" if config.wandb.mode == "online" else "warning"
     entity, project = config.wandb.entity or "", config.wandb.project
     try:
+        api.viewer()
         api.ask_for_run(entity, project, f"doctor-{secrets.token_hex(4)}")
     except Refused as error:
-        remedy = "Check wandb.entity and wandb.project, or ask for the right to write there."
+        remedy = "Check the API key, wandb.entity and wandb.project, or ask for the right to write there."
         yield Finding("W&B", wanted, f"{entity or 'your entity'}/{project}: {error}", remedy)
-        return
-    except Unreachable as error:
-        yield Finding("W&B", wanted, str(error), "Try again.")
-        return
-    yield Finding("W&B", "ok", f"{api.base_url} knows the key and answers for {project}")
+    except NoAnswer as error:
+        remedy = "Runs go on offline meanwhile; `rl-research sync` delivers them."
+        yield Finding("W&B", wanted, str(error), remedy)
+    else:
+        yield Finding("W&B", "ok", f"{api.base_url} knows the key and answers for {project}")
 
 
 def _proxies(config: Config) -> Iterator[Finding]:  # noqa: ARG001  # one form for all checks
@@ -147,11 +137,11 @@ def _prefect(config: Config) -> Iterator[Finding]:  # noqa: ARG001  # one form f
     if not url:
         yield Finding("Prefect", "ok", "its embedded API (PREFECT_API_URL is not set)")
         return
+    pools = urllib.request.Request(f"{url.rstrip('/')}/work_pools/filter", b"{}", {"Content-Type": "application/json"})
     try:
-        with urllib.request.urlopen(f"{url.rstrip('/')}/health", timeout=_TIMEOUT):
-            pass
-        ready = [pool["name"] for pool in _pools(url) if pool.get("status") == "READY"]
-    except (URLError, OSError, ValueError) as error:
+        with urllib.request.urlopen(pools, timeout=_TIMEOUT) as answer:
+            ready = [pool["name"] for pool in json.load(answer) if pool["status"] == "READY"]
+    except (OSError, ValueError) as error:
         remedy = "Start it (`prefect server start`), or unset PREFECT_API_URL."
         yield Finding("Prefect", "broken", f"{url}: {error}", remedy)
         return
@@ -160,15 +150,6 @@ def _prefect(config: Config) -> Iterator[Finding]:  # noqa: ARG001  # one form f
     else:
         said = f"{url} answers, but no worker is there: nothing that is scheduled runs"
         yield Finding("Prefect", "warning", said, "Start one (`rl-research serve`).")
-
-
-def _pools(url: str) -> list[dict[str, str]]:
-    request = urllib.request.Request(
-        f"{url.rstrip('/')}/work_pools/filter", b"{}", {"Content-Type": "application/json"}
-    )
-    with urllib.request.urlopen(request, timeout=_TIMEOUT) as answer:
-        found: list[dict[str, str]] = json.load(answer)
-    return found
 
 
 def _disk(config: Config) -> Iterator[Finding]:

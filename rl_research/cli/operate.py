@@ -1,19 +1,13 @@
 """``rl-research up``, ``down``, ``deploy`` and ``serve``: the pipeline runs itself on this machine."""
 
-from __future__ import annotations
-
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from rl_research.cli.common import POSITIVE, prepare_prefect
 from rl_research.errors import ConfigError
-
-if TYPE_CHECKING:
-    from rl_research.orchestration import LocalServer
 
 _FILE = Path("deployment.yaml")
 
@@ -21,14 +15,15 @@ _FILE = Path("deployment.yaml")
 @click.command()
 def up() -> None:
     """Start a Prefect server and a worker here, and deploy."""
-    local = _local_server()
+    from rl_research.orchestration import LocalServer
+
+    local = LocalServer()
     os.environ.update(local.env)
     from rl_research.orchestration import deploy, read
 
     read(_FILE)  # a mistake is found before anything is started
     local.start_server()
-    deploy(_FILE)
-    local.start_worker()
+    local.start_worker(deploy(_FILE))
     sys.stdout.write(
         f"Prefect     {local.url.removesuffix('/api')}\n"
         f"elsewhere   export PREFECT_API_URL={local.url}\n"
@@ -41,7 +36,9 @@ def up() -> None:
 @click.command()
 def down() -> None:
     """Stop the server and the worker; flow runs commit first."""
-    _local_server().stop()
+    from rl_research.orchestration import LocalServer
+
+    LocalServer().stop()
 
 
 @click.command()
@@ -56,7 +53,7 @@ def deploy() -> None:
 @click.command()
 @click.option("--limit", type=POSITIVE, default=2, show_default=True, help="Flow runs at a time.")
 def serve(limit: int) -> None:
-    """Run the deployments from this one process, without a worker."""
+    """Deploy, and run a worker in this terminal."""
     _find_server()
     from rl_research import orchestration
 
@@ -69,25 +66,11 @@ def serve(limit: int) -> None:
     orchestration.serve(_FILE, limit)
 
 
-def _local_server() -> LocalServer:
-    import yaml
-
-    from rl_research.orchestration import LocalServer
-
-    try:
-        pool = yaml.safe_load(_FILE.read_text())["definitions"]["work_pool"]["name"]
-    except (OSError, yaml.YAMLError, KeyError, TypeError):
-        raise ConfigError(
-            f"{_FILE}: cannot be read here, or names no work pool. Start the command in the folder of "
-            "the project, where deployment.yaml lies."
-        ) from None
-    return LocalServer(pool)
-
-
 def _find_server() -> None:
     """Use PREFECT_API_URL, else the server of `rl-research up`; raise `ConfigError` without either."""
     prepare_prefect()
-    os.environ.pop("PREFECT_LOGGING_LEVEL")  # what is deployed or served is said here
+    for name in ("PREFECT_LOGGING_LEVEL", "PREFECT_INTERNAL_LOGGING_LEVEL"):
+        os.environ.pop(name)  # what is deployed or served is said here
     if "PREFECT_API_URL" not in os.environ:
         raise ConfigError(
             "PREFECT_API_URL is not set, and no server runs here: deployments outlive this command, so "

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from rl_research.cli.common import as_json, in_runs_dir, lookup, own_stdout, split_storage, words_of
+from rl_research.cli.common import Answer, answering, in_runs_dir, split_storage, words_of
 
 if TYPE_CHECKING:
     from rl_research.pruning import Pruned
@@ -19,7 +19,7 @@ _log = logging.getLogger(__name__)
 @click.command()
 @words_of("[RUNS_DIR|URL …] [storage.KEY=VALUE …]")
 @in_runs_dir
-@as_json
+@answering
 @click.option("--dry-run", is_flag=True, help="Say what would go, remove nothing.")
 @click.option("--grace", default="24h", show_default=True, help="Age of an orphan that goes.")
 @click.option("--budget", help="What the run folders of a place may take, such as 50GB.")
@@ -28,7 +28,7 @@ _log = logging.getLogger(__name__)
 def prune(
     overrides: tuple[str, ...],
     runs_dir: str,
-    as_json: bool,
+    answer: Answer,
     dry_run: bool,
     grace: str,
     budget: str | None,
@@ -36,32 +36,31 @@ def prune(
     local_checkpoints: bool,
 ) -> int:
     """Remove what no run needs: orphans, checkpoints not kept, finished runs over a budget."""
-    with own_stdout(as_json) as answer:
-        from rl_research.pruning import Rules, prune_place
-        from rl_research.system import parsed_size, parsed_time
+    from rl_research.config import load_storage
+    from rl_research.pruning import Rules, prune_place
+    from rl_research.system import parsed_size, parsed_time
 
-        storage, places = split_storage(overrides)
-        look = lookup(storage, runs_dir)
-        rules = Rules(
-            grace=parsed_time("--grace", grace),
-            budget=None if budget is None else parsed_size("--budget", budget),
-            older_than=parsed_time("--older-than", older_than),
-            local_checkpoints=local_checkpoints,
-            dry_run=dry_run,
-            options=look["options"],
-        )
-        found = [prune_place(place, rules) for place in places or filter(None, (runs_dir, look["url"]))]
-        if as_json:
-            answer.json(
-                dry_run=dry_run,
-                bytes_removed=sum(one.bytes_removed for one in found),
-                places=[one.described() for one in found],
-            )
-        else:
-            answer(_text(found, "would remove" if dry_run else "removed"))
-    for line in (line for one in found for line in one.refused):
+    words, places = split_storage(overrides)
+    storage = load_storage(words)
+    rules = Rules(
+        grace=parsed_time("--grace", grace),
+        budget=None if budget is None else parsed_size("--budget", budget),
+        older_than=parsed_time("--older-than", older_than),
+        local_checkpoints=local_checkpoints,
+        dry_run=dry_run,
+        options=storage.options,
+    )
+    found = [prune_place(place, rules) for place in places or filter(None, (runs_dir, storage.url))]
+    said = {
+        "dry_run": dry_run,
+        "bytes_removed": sum(one.bytes_removed for one in found),
+        "places": [one.described() for one in found],
+    }
+    answer.result(said, lambda: _text(found, "would remove" if dry_run else "removed"))
+    refused = [line for one in found for line in one.refused]
+    for line in refused:
         _log.error("rl-research: %s", line)
-    return 2 if any(one.refused for one in found) else 0
+    return 2 if refused else 0
 
 
 def _text(found: Sequence[Pruned], verb: str) -> str:

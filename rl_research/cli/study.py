@@ -4,7 +4,7 @@ import shlex
 
 import click
 
-from rl_research.cli.common import POSITIVE, as_json, own_stdout, prefect_api, words_of
+from rl_research.cli.common import POSITIVE, Answer, answering, prefect_api, words_of
 
 
 def _seeds(_context: click.Context, _option: click.Parameter, text: str) -> list[int]:
@@ -23,28 +23,27 @@ def _seeds(_context: click.Context, _option: click.Parameter, text: str) -> list
     help="Overrides of one setting; repeat the option for each.",
 )  # fmt: skip
 @click.option("--at-a-time", type=POSITIVE, default=1, show_default=True, help="Processes side by side.")
-@as_json
+@answering
 def study(
-    name: str, overrides: tuple[str, ...], seeds: list[int], settings: tuple[str, ...], at_a_time: int, as_json: bool
+    name: str, overrides: tuple[str, ...], seeds: list[int], settings: tuple[str, ...], at_a_time: int, answer: Answer
 ) -> None:
     """Train several seeds and settings, and compare them.
 
     A study of the same NAME goes on where it stopped.
     """
-    with own_stdout(as_json) as answer:
-        from rl_research.config import hide_secrets
-        from rl_research.report import study_markdown
-        from rl_research.studies import plan_study
+    from rl_research.config import hide_secrets
+    from rl_research.report import study_markdown
+    from rl_research.studies import plan_study
 
-        grid = [hide_secrets(shlex.split(setting)) for setting in settings]
-        parameters = (name, hide_secrets(overrides), seeds, grid)
-        planned = plan_study(*parameters)  # a mistake is found before anything is started
-        with prefect_api() as api:
-            from rl_research.flows import study as flows
-            from rl_research.orchestration import call_flow
+    grid = [hide_secrets(shlex.split(setting)) for setting in settings]
+    parameters = (name, hide_secrets(overrides), seeds, grid)
+    planned = plan_study(*parameters)  # a mistake is found before anything is started
+    with prefect_api() as api:
+        from rl_research.flows import study as flows
+        from rl_research.orchestration import call_flow
 
-        def without_prefect(_: str) -> object:
-            return flows.run_study(planned, at_a_time, api=None)
+    def without_prefect(_: str) -> object:
+        return flows.run_study(planned, at_a_time, api=None)
 
-        found = call_flow(flows.study, (*parameters, at_a_time), api, without_prefect, planned)
-        answer.result(found, study_markdown)
+    found = call_flow(flows.study, (*parameters, at_a_time), api, without_prefect, planned)
+    answer.result(found, lambda: study_markdown(found))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import sys
 import textwrap
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from rl_research.cli.common import as_json, own_stdout, prefect_api, words_of
+from rl_research.cli.common import Answer, answering, prefect_api, words_of
 from rl_research.cli.results import summary
 
 if TYPE_CHECKING:
@@ -30,9 +29,9 @@ class _Settings(click.Command):
 
 @click.command(cls=_Settings, short_help="Train, score and report one experiment.")
 @words_of("[key=value …]")
-@as_json
+@answering
 @click.option("--cfg", is_flag=True, help="Print the composed configuration.")
-def train(overrides: tuple[str, ...], as_json: bool, cfg: bool) -> None:
+def train(overrides: tuple[str, ...], answer: Answer, cfg: bool) -> None:
     """Train, score and report one experiment."""
     from rl_research.config import compose_experiment, hide_secrets
 
@@ -40,34 +39,30 @@ def train(overrides: tuple[str, ...], as_json: bool, cfg: bool) -> None:
     experiment = compose_experiment(words)
     config = experiment.config
     if cfg:
-        sys.stdout.write(_shown_as_yaml(config))
+        answer(_shown_as_yaml(config))
         return
-    with own_stdout(as_json) as answer:
-        from rl_research.training import finished_result, preflight
+    from rl_research.training import finished_result, preflight
 
-        record = finished_result(config)
-        if record is not None and not record.not_uploaded:
-            _log.info("run %s is finished: its result is returned", config.run_id)
-            result = record.result
-        else:
-            with ExitStack() as built:
-                with prefect_api() as api:  # its embedded server starts meanwhile
-                    prepared = built.enter_context(preflight(config)) if record is None else None
-                    _log.info("%s", _announced(config))
-                    from rl_research.flows.train import train as flow
-                    from rl_research.orchestration import call_flow
+    record = finished_result(config)
+    if record is not None and not record.not_uploaded:
+        _log.info("run %s is finished: its result is returned", config.run_id)
+        result = record.result
+    else:
+        with ExitStack() as built:
+            with prefect_api() as api:  # its embedded server starts meanwhile
+                prepared = built.enter_context(preflight(config)) if record is None else None
+                _log.info(
+                    "%s: %s on %s, seed %d, %s steps", config.name, config.algorithm.name.upper(), config.env.id,
+                    config.experiment.seed, f"{config.experiment.total_timesteps:,}",
+                )  # fmt: skip
+                from rl_research.flows.train import train as flow
+                from rl_research.orchestration import call_flow
 
-                def without_prefect(flow_run_id: str) -> dict[str, Any]:
-                    return _trained_without_prefect(experiment, prepared, flow_run_id)
+            def without_prefect(flow_run_id: str) -> dict[str, Any]:
+                return _trained_without_prefect(experiment, prepared, flow_run_id)
 
-                result = call_flow(flow, (words,), api, without_prefect, experiment, prepared)
-        answer.result(result, summary)
-
-
-def _announced(config: Config) -> str:
-    experiment, algorithm = config.experiment, config.algorithm.name.upper()
-    what = f"{config.name}: {algorithm} on {config.env.id}"
-    return f"{what}, seed {experiment.seed}, {experiment.total_timesteps:,} steps"
+            result = call_flow(flow, (words,), api, without_prefect, experiment, prepared)
+    answer.result(result, lambda: summary(result))
 
 
 def _trained_without_prefect(experiment: Experiment, prepared: Prepared | None, flow_run_id: str) -> dict[str, Any]:
@@ -94,7 +89,7 @@ def _shown_as_yaml(config: Config) -> str:
 
 def help_on_settings() -> str:
     """Return the groups and settings, straight from the schema and the folder of configurations."""
-    from rl_research.config import choices, compose_config, groups, settings
+    from rl_research.config import RUN_DIR, choices, compose_config, groups, settings, spelt
 
     lines = ["usage: rl-research train [key=value …] [--json] [--cfg] [-h]", "", "groups:"]
     for group in groups():
@@ -103,7 +98,8 @@ def help_on_settings() -> str:
     lines += ["", "settings, with their defaults:"]
     defaults = compose_config().model_dump(mode="json")
     for name, meaning in settings().items():
-        lines.append(f"  {name + '=' + _shown(_at(defaults, name)):<38} {meaning}")
+        default = "runs/RUN_ID" if (value := _at(defaults, name)) == RUN_DIR else spelt(value)
+        lines.append(f"  {name + '=' + default:<38} {meaning}")
     lines += [
         "",
         "options:",
@@ -120,9 +116,3 @@ def _at(values: Any, path: str) -> Any:
     for key in path.split("."):
         values = values.get(key) if isinstance(values, Mapping) else None
     return values
-
-
-def _shown(value: Any) -> str:
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    return "runs/RUN_ID" if value == "{run_dir}" else str(value)

@@ -23,10 +23,11 @@ from .literal_secrets import (
     hide_secrets_of as hide_secrets_of,
     refuse_secrets as refuse_secrets,
 )
-from .messages import did_you_mean as did_you_mean
+from .messages import did_you_mean as did_you_mean, spelt as spelt
 from .schema import (
     CheckpointSettings as CheckpointSettings,
     Config as Config,
+    Section as Section,
     StorageSettings as StorageSettings,
     WandbSettings as WandbSettings,
     settings as settings,

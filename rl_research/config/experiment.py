@@ -8,7 +8,6 @@ that the rest of the code hands on, and `load_config` to its frozen `Config` alo
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from rl_research.config import algorithms, composition
 from rl_research.config.messages import fields_of, members
@@ -27,21 +26,6 @@ class Experiment:
 
     config: Config
     overrides: tuple[str, ...] = ()
-
-    @property
-    def run_id(self) -> str | None:
-        """Identity of the run, None as long as it has none."""
-        return self.config.run_id
-
-    @property
-    def name(self) -> str:
-        """Name of the experiment: given, or ``{env}__{algorithm}``."""
-        return self.config.name
-
-    @property
-    def run_dir(self) -> Path:
-        """Folder of the run, ``{runs_dir}/{run_id}``; `ValueError` without a ``run_id``."""
-        return self.config.run_dir
 
     def with_run_id(self, run_id: str) -> "Experiment":
         """Return the same experiment as the run *run_id*."""

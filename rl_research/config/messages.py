@@ -41,9 +41,10 @@ def fields_of(section: type[BaseModel], prefix: str = "") -> Fields:
 
 
 def model_in(field: FieldInfo) -> type[BaseModel] | None:
-    """Return the section that *field* holds, None if it is a setting."""
-    models = (k for k in members(field.annotation) if isinstance(k, type) and issubclass(k, BaseModel))
-    return next(models, None)
+    """Return the section that *field* holds, alone or in a list; None if it is a setting."""
+    kinds = members(field.annotation)
+    kinds += [inner for kind in kinds if typing.get_origin(kind) is list for inner in typing.get_args(kind)]
+    return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)), None)
 
 
 def members(annotation: Any) -> list[Any]:
@@ -107,11 +108,12 @@ def _nearest(word: str, known: Iterable[str]) -> str | None:
 
 def _setting(details: ErrorDetails, fields: Fields) -> str:
     """Return the path of the setting, without the names pydantic gives to the members of a union."""
-    path = ""
+    path, before = "", None
     for part in details["loc"]:
         is_section = not path or (path in fields and model_in(fields[path]) is not None)
-        if is_section or isinstance(part, int):
+        if is_section or isinstance(part, int) or isinstance(before, int):
             path = f"{path}.{part}" if path else str(part)
+        before = part
     return path
 
 
@@ -140,7 +142,8 @@ def _similar_setting(where: str, fields: Fields, prefix: str) -> str:
     leaf = _nearest(where.rpartition(".")[2], by_leaf)
     if near := _nearest(where, fields) or (leaf and by_leaf[leaf]):
         return f" Did you mean '{prefix}{near}'?"
-    return " `rl-research train --help` lists all settings."
+    parent = re.sub(r"\.\d+", "", where).rpartition(".")[0]
+    return f" It takes: {', '.join(path for path in fields if path.rpartition('.')[0] == parent)}."
 
 
 def _example(field: FieldInfo | None) -> str:

@@ -2,7 +2,6 @@ from .artifacts import (
     Progress as Progress,
     linked_to_flow_run as linked_to_flow_run,
     publish_checkpoint as publish_checkpoint,
-    publish_deliveries as publish_deliveries,
     publish_pruned as publish_pruned,
     publish_study as publish_study,
     publish_summary as publish_summary,
@@ -12,12 +11,7 @@ from .artifacts import (
 from .deployment_file import read as read
 from .deployments import deploy as deploy, serve as serve
 from .embedded_api import EmbeddedAPI as EmbeddedAPI, embed_api as embed_api
-from .flow_calls import (
-    call_flow as call_flow,
-    hand_back as hand_back,
-    handed_over as handed_over,
-    this_flow_run as this_flow_run,
-)
+from .flow_calls import call_flow as call_flow, handed_over as handed_over
 from .flow_runs import (
     experiment_of as experiment_of,
     facts_from as facts_from,
@@ -26,13 +20,18 @@ from .flow_runs import (
     taken_over_state as taken_over_state,
     with_identity as with_identity,
 )
-from .local_server import LocalServer as LocalServer, answers as answers, running_url as running_url
+from .local_server import (
+    LocalServer as LocalServer,
+    answers as answers,
+    ask_health as ask_health,
+    running_url as running_url,
+)
 from .recovery import reschedule_if_preempted as reschedule_if_preempted, stopped_state as stopped_state
 from .retry_policies import NO_RETRIES as NO_RETRIES, RETRY_TRANSIENT as RETRY_TRANSIENT, retry_for as retry_for
 from .upload_tasks import (
-    DELIVERED as DELIVERED,
     Delivery as Delivery,
     UploadByTask as UploadByTask,
+    publish_deliveries as publish_deliveries,
     upload_pending as upload_pending,
 )
 from .watchdog import repair_flow_runs as repair_flow_runs

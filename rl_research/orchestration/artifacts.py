@@ -36,6 +36,7 @@ from rl_research.uploads import checkpoint_facts
 _INTERVAL = 5.0  # seconds between two reports of progress
 _ROWS = 1000  # of a table
 _RETRIES = 3  # of a request for which nobody waits
+Row = dict[str, object]
 
 
 def _start_thread(target: Callable[..., object], *args: object) -> threading.Thread:
@@ -49,16 +50,12 @@ def _start_thread(target: Callable[..., object], *args: object) -> threading.Thr
 @contextmanager
 def linked_to_flow_run(run: Run) -> Iterator[None]:
     """Let the flow run and *run* lead to each other, in a thread beside the block."""
-
-    def link() -> None:
-        label_flow_run(run)
-        publish_wandb_link(run)
-
-    thread = _start_thread(link)
+    threads = [_start_thread(label_flow_run, run), _start_thread(publish_wandb_link, run)]
     try:
         yield
     finally:
-        thread.join(timeout=_INTERVAL)
+        for thread in threads:
+            thread.join(timeout=_INTERVAL)
 
 
 def label_flow_run(run: Run) -> None:
@@ -89,17 +86,12 @@ def _checkpoints_of(run: Run) -> str:
 
 def publish_wandb_link(run: Run) -> None:
     """Link the flow run to its W&B run; offline, say where it lies, for no page may link to a folder."""
-    wandb = run.record.wandb
+    wandb, run_id = run.record.wandb, run.config.run_id
     if wandb.url is None and wandb.dir is None:
         return
     name = f"W&B run {wandb.path} ({wandb.mode})"
     offline = f"{name} lies in `{wandb.dir}`; it gets its page by `rl-research sync {run.dir}`."
-    with best_effort("did not take the W&B link", retries=_RETRIES):
-        create_markdown_artifact(
-            markdown=f"[{name}]({wandb.url})" if wandb.url else offline,
-            key=_key(f"wandb-{run.config.run_id}"),
-            description=f"`{run.config.run_id}`, {wandb.mode}",
-        )
+    _publish_text(f"wandb-{run_id}", f"[{name}]({wandb.url})" if wandb.url else offline, retries=_RETRIES)
 
 
 def publish_synced_link(outcome: Outcome) -> None:
@@ -123,36 +115,27 @@ def publish_synced_link(outcome: Outcome) -> None:
 def publish_checkpoint(checkpoint: Checkpoint) -> None:
     """Show where *checkpoint* lies, and the facts that W&B gets of it, under a key of its own."""
     facts = {"address": checkpoint.address, **checkpoint_facts(checkpoint)}
-    rows = [
+    rows: list[Row] = [
         {"fact": name, "value": value if isinstance(value, str) else json.dumps(value, default=str)}
         for name, value in facts.items()
     ]
-    key = f"checkpoint-{checkpoint.manifest.run_id}-{checkpoint.name}"
-    _publish_table(key, rows, f"`{checkpoint.address}`")
+    publish_table(f"checkpoint-{checkpoint.manifest.run_id}-{checkpoint.name}", rows, f"`{checkpoint.address}`")
 
 
 def publish_summary(run: Run) -> None:
     """Show the scores and the learning curve."""
-    with best_effort("did not take the summary"):
-        create_markdown_artifact(markdown=summary_markdown(run.dir), key=_key(f"summary-{run.config.run_id}"))
+    _publish_text(f"summary-{run.config.run_id}", summary_markdown(run.dir))
 
 
 def publish_study(study: Mapping[str, Any]) -> None:
     """Show the table of a study."""
-    with best_effort("did not take the study"):
-        create_markdown_artifact(markdown=study_markdown(study), key=_key(f"study-{study['name']}"))
-
-
-def publish_deliveries(outcomes: Sequence[Mapping[str, Any]]) -> None:
-    """Show what a round of deliveries came to."""
-    description = f"{len(outcomes)} checkpoints that were missing in their storage"
-    _publish_table("deliveries", outcomes, description)
+    _publish_text(f"study-{study['name']}", study_markdown(study))
 
 
 def publish_pruned(found: Sequence[Pruned], dry_run: bool) -> None:
     """Show what went from each place, what was left alone, and why."""
     verb = "would go" if dry_run else "gone"
-    rows = [
+    rows: list[Row] = [
         {"place": one.place, "what": verb, "path": r.path, "size": shown_size(r.size), "why": r.reason}
         for one in found
         for r in one.removed
@@ -163,20 +146,26 @@ def publish_pruned(found: Sequence[Pruned], dry_run: bool) -> None:
         for path, reason in [*one.spared, *((line, "refused") for line in one.refused)]
     ]
     freed = ", ".join(f"{one.place}: {shown_size(one.bytes_removed)} {verb}" for one in found)
-    _publish_table("prune", rows, freed)
+    publish_table("prune", rows, freed)
 
 
 def publish_sync(outcomes: Sequence[Outcome]) -> None:
     """Show what came of each run that a sync looked at; what had arrived before is left out."""
     names = ("run_id", "state", "rows", "rows_recorded", "files", "artifacts", "url", "reason", "remedy")
     shown = [outcome for outcome in outcomes if outcome.state != "unchanged"]
-    rows = [{name: getattr(outcome, name) for name in names} for outcome in shown[:_ROWS]]
-    _publish_table("sync", rows, f"{len(shown):,} of {len(outcomes):,} runs had something to deliver")
+    rows: list[Row] = [{name: getattr(outcome, name) for name in names} for outcome in shown[:_ROWS]]
+    publish_table("sync", rows, f"{len(shown):,} of {len(outcomes):,} runs had something to deliver")
 
 
-def _publish_table(key: str, rows: Sequence[Mapping[str, Any]], description: str) -> None:
+def _publish_text(key: str, markdown: str, retries: int = 1) -> None:
+    with best_effort(f"did not take {key}", retries=retries):
+        create_markdown_artifact(markdown=markdown, key=_key(key))
+
+
+def publish_table(key: str, rows: list[Row], description: str) -> None:
+    """Show *rows*; nobody waits for it."""
     with best_effort(f"did not take the table {key}"):
-        create_table_artifact(table=[dict(row) for row in rows], key=_key(key), description=description)
+        create_table_artifact(table=rows, key=_key(key), description=description)
 
 
 class Progress:
@@ -200,24 +189,19 @@ class Progress:
         self._thread.join(timeout=_INTERVAL)
 
     def _report(self) -> None:
-        shown, artifact = self._percent, None
+        run, shown = self.run.config, self._percent
         with best_effort("did not take progress"):
-            artifact = self._create(shown)
-        ended = artifact is None
-        while not ended:
-            ended = self._ended.wait(_INTERVAL)
-            if self._percent != shown:
-                shown = self._percent
-                with best_effort("did not take progress"):
-                    update_progress_artifact(artifact_id=artifact, progress=shown)
-
-    def _create(self, percent: float) -> UUID:
-        run = self.run.config
-        created: Any = create_progress_artifact(
-            progress=percent, key=_key(f"progress-{run.run_id}"), description=f"training of {run.name}"
-        )
-        assert isinstance(created, UUID)  # a coroutine only where an event loop runs
-        return created
+            artifact = create_progress_artifact(
+                progress=shown, key=_key(f"progress-{run.run_id}"), description=f"training of {run.name}"
+            )
+            assert isinstance(artifact, UUID)  # a coroutine only where an event loop runs
+            ended = False
+            while not ended:
+                ended = self._ended.wait(_INTERVAL)
+                if self._percent != shown:
+                    shown = self._percent
+                    with best_effort("did not take progress"):
+                        update_progress_artifact(artifact_id=artifact, progress=shown)
 
 
 def _key(text: str) -> str:

@@ -23,13 +23,12 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     Field,
-    ValidationError,
     ValidatorFunctionWrapHandler as Validate,
     WrapValidator,
     model_validator,
 )
 
-from rl_research.config import did_you_mean, load_config
+from rl_research.config import Section, did_you_mean, load_config, validated
 from rl_research.errors import ConfigError, RLResearchError
 
 FILE = Path("deployment.yaml")
@@ -38,29 +37,17 @@ _VARIABLE = re.compile(r"\{\{\s*\$(\w+)\s*\}\}")
 
 def _check_keys(values: Any, known: Collection[str]) -> None:
     for key in values if isinstance(values, Mapping) else ():
-        if key == "sla":
-            raise ValueError("'sla' is a feature of Prefect Cloud alone.")
         if key not in known:
             raise ValueError(f"'{key}' is not a key here.{did_you_mean(str(key), known)}")
 
 
-class _Part(BaseModel):
-    """Part of the file; a key that it does not know is a mistake."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _knows_every_key(cls, values: Any) -> Any:
-        _check_keys(values, {field.alias or name for name, field in cls.model_fields.items()})
-        return values
-
-
-class _WorkPool(_Part):
+class _WorkPool(Section):
     name: str
     work_queue_name: str | None = None
-    job_variables: dict[str, Any] = {}
+    job_variables: dict[str, Any] = Field(default_factory=dict)
 
 
-class _Limit(_Part, ConcurrencyLimitConfig):
+class _Limit(ConcurrencyLimitConfig, Section):
     pass
 
 
@@ -68,7 +55,7 @@ def _as_limit(value: Any) -> Any:
     return {"limit": value} if isinstance(value, int) else value
 
 
-class _Schedule(_Part):
+class _Schedule(Section):
     slug: str  # by which another deploy knows it
     cron: str | None = None
     interval: timedelta | None = None
@@ -77,19 +64,15 @@ class _Schedule(_Part):
     anchor_date: datetime | None = None
     day_or: bool = True
     active: bool = True
-    parameters: dict[str, Any] = {}
+    parameters: dict[str, Any] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _can_be_meant(self) -> "_Schedule":
-        given = self.model_dump(mode="json", exclude_unset=True)
-        if len({"cron", "interval", "rrule"} & given.keys()) != 1:
-            raise ValueError(f"{given}: give exactly one of cron, interval and rrule.")
+        if len({"cron", "interval", "rrule"} & self.model_fields_set) != 1:
+            raise ValueError("give exactly one of cron, interval and rrule")
         if self.interval is not None and self.anchor_date is None:
-            raise ValueError(f"{given}: an interval without anchor_date begins anew at every deploy.")
-        try:
-            construct_schedule(self.interval, self.anchor_date, self.cron, self.rrule, self.timezone)
-        except ValueError as error:
-            raise ValueError(f"{given}: {error}") from None
+            raise ValueError("an interval without anchor_date begins anew at every deploy")
+        construct_schedule(self.interval, self.anchor_date, self.cron, self.rrule, self.timezone)
         return self
 
 
@@ -97,11 +80,11 @@ def _strict_trigger(given: Any, validate: Validate) -> Any:
     trigger = validate(given)
     _check_keys(given, type(trigger).model_fields)
     if trigger.type == "event" and not trigger.expect:
-        raise ValueError("a trigger without 'expect' would fire at every event.")
+        raise ValueError("a trigger without 'expect' would fire at every event")
     return trigger
 
 
-class Deployment(_Part):
+class Deployment(Section):
     """A flow with its parameters, when it runs and where."""
 
     name: str
@@ -110,25 +93,30 @@ class Deployment(_Part):
     version: str | None = None
     description: str | None = None
     tags: list[str] | None = None
-    parameters: dict[str, Any] = {}
+    parameters: dict[str, Any] = Field(default_factory=dict)
     enforce_parameter_schema: bool | None = None
-    schedules: list[_Schedule] = []
+    schedules: list[_Schedule] = Field(default_factory=list)
     paused: bool | None = None
-    concurrency_limit: Annotated[_Limit, BeforeValidator(_as_limit)] | None = None
-    triggers: list[Annotated[DeploymentTriggerTypes, WrapValidator(_strict_trigger)]] = []
+    concurrency_limit: Annotated[_Limit | None, BeforeValidator(_as_limit)] = None
+    triggers: list[Annotated[DeploymentTriggerTypes, WrapValidator(_strict_trigger)]] = Field(default_factory=list)
     build: Any = None
     push: Any = None
     pull: Any = None
 
 
+class _NewPool(Section):
+    name: str
+    type: str
+
+
 class _Definitions(BaseModel):
     """Work pool and queues, made before anything is deployed; other keys are YAML's anchors."""
 
-    work_pool: dict[str, str]  # ``name`` and ``type``
+    work_pool: _NewPool
     queues: dict[str, int | None]  # flow runs at a time, by queue; None: no limit
 
 
-class DeploymentsFile(_Part):
+class DeploymentsFile(Section):
     """Whole content of deployment.yaml."""
 
     definitions: _Definitions
@@ -166,18 +154,18 @@ def problems(raw: Mapping[str, Any], folder: Path = Path()) -> Iterator[str]:
     for name in sorted({name for name in _VARIABLE.findall(str(raw)) if name not in os.environ}):
         yield f"{{{{ ${name} }}}}: the environment has no {name}."  # Prefect would store the braces
     try:
-        file = DeploymentsFile.model_validate({**raw, "deployments": []})
-    except ValidationError as error:
-        yield from _lines(error)
+        file = validated(DeploymentsFile, {**raw, "deployments": []})
+    except ConfigError as error:
+        yield from str(error).splitlines()
         return
     seen = set()
     for given in raw["deployments"]:
         where = given.get("name") if isinstance(given, Mapping) else given
         try:
-            entry = Deployment.model_validate(given)
-            found = _problems_of(entry, file.definitions, folder)
-        except ValidationError as error:
-            found = _lines(error)
+            entry = validated(Deployment, given)
+            found = list(_problems_of(entry, file.definitions, folder))
+        except ConfigError as error:
+            found = str(error).splitlines()
         else:
             if (entry.entrypoint, entry.name) in seen:
                 yield f"{where}: there are two of that name for {entry.entrypoint}."
@@ -185,19 +173,11 @@ def problems(raw: Mapping[str, Any], folder: Path = Path()) -> Iterator[str]:
         yield from (f"{where}: {problem}" for problem in dict.fromkeys(found))
 
 
-def flow_of(entrypoint: str, folder: Path = Path()) -> Flow[..., Any]:
-    """Return the flow at *entrypoint*: in a file below *folder*, or in a module."""
-    return _flow_at(entrypoint if is_module_path(entrypoint) else str(folder.absolute() / entrypoint))
-
-
-def is_module_path(entrypoint: str) -> bool:
-    """Return whether *entrypoint* names a module, as ``rl_research.flows.train:train``, and no file."""
-    return ".py:" not in entrypoint
-
-
 @lru_cache
-def _flow_at(entrypoint: str) -> Flow[..., Any]:
-    flow: Flow[..., Any] = load_flow_from_entrypoint(entrypoint, use_placeholder_flow=False)
+def flow_of(entrypoint: str, folder: Path = Path()) -> Flow[..., object]:
+    """Return the flow at *entrypoint*: in a file below *folder*, or in a module."""
+    path = str(folder.absolute() / entrypoint) if ".py:" in entrypoint else entrypoint
+    flow: Flow[..., object] = load_flow_from_entrypoint(path, use_placeholder_flow=False)
     return flow
 
 
@@ -206,7 +186,7 @@ def _problems_of(entry: Deployment, declared: _Definitions, folder: Path) -> Ite
     if queue not in declared.queues:
         hint = did_you_mean(queue, declared.queues)
         yield f"work_queue_name: {queue!r} is not in definitions.queues.{hint}"
-    if entry.work_pool.name != declared.work_pool.get("name"):
+    if entry.work_pool.name != declared.work_pool.name:
         yield f"work_pool: {entry.work_pool.name!r} is not the pool of definitions.work_pool."
     try:
         flow = flow_of(entry.entrypoint, folder)
@@ -218,7 +198,7 @@ def _problems_of(entry: Deployment, declared: _Definitions, folder: Path) -> Ite
         yield from _parameters({**entry.parameters, **(start.parameters or {})}, flow, complete=True)
 
 
-def _parameters(given: Mapping[str, Any], flow: Flow[..., Any], complete: bool) -> Iterator[str]:
+def _parameters(given: Mapping[str, Any], flow: Flow[..., object], complete: bool) -> Iterator[str]:
     """Yield mistakes in what *flow* is given; *complete* if nobody adds to it when it starts."""
     accepted = inspect.signature(flow.fn).parameters
     required = {name for name, parameter in accepted.items() if parameter.default is parameter.empty}
@@ -235,19 +215,3 @@ def _parameters(given: Mapping[str, Any], flow: Flow[..., Any], complete: bool) 
         yield f"overrides: {error}"
     except Exception as error:  # noqa: BLE001  # Prefect's own error types vary; the text is the answer
         yield f"parameters: {' '.join(str(error).split())}"
-
-
-def _lines(error: ValidationError) -> Iterator[str]:
-    """Yield what is wrong, a line for each part of the file."""
-    by_part: dict[str, list[str]] = {}
-    for found in error.errors():
-        where, given = ".".join(map(str, found["loc"])), repr(found["input"])
-        if found["type"] == "missing":
-            line = f"has no {where}."
-        elif found["type"] == "model_type":
-            line = f"{given} is no {where or 'deployment'}: it should be a mapping."
-        else:
-            own = found["type"] == "value_error"
-            line = f"{where}: {found['ctx']['error'] if own else f'{given}: ' + found['msg']}".lstrip(": ")
-        by_part.setdefault(".".join(map(str, found["loc"][:2])), []).append(" ".join(line.split()))
-    yield from ("; ".join(lines) for lines in by_part.values())

@@ -3,8 +3,9 @@
 Prefect would start one by itself when the first client is made: after every import, and on a port that was
 free some seconds before the server took it. Of two commands that choose the same port the second takes the
 first one's server for its own, and loses it in the middle of its run. Here the command listens first and
-its server inherits the socket, so nobody else can have the port, and who comes early waits in line: while
-the server starts, and while it is started again. Everything else is imported meanwhile.
+its server inherits the socket, so nobody else can have the port, and who comes early waits in line while the
+server starts. Everything else is imported meanwhile. A server that dies refuses everybody, and the run goes on
+without it.
 """
 
 import atexit
@@ -15,7 +16,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,7 +24,7 @@ from rl_research.orchestration import prefect_private
 from rl_research.orchestration.local_server import HOST, answers
 from rl_research.system import when_parent_ends
 
-_STARTS = 3  # of a server that dies
+_POLL = 0.1  # seconds between two questions whether it answers
 _ERROR = re.compile(r"[A-Za-z_][\w.]*(Error|Exception): ")
 _ENDING = 5.0  # seconds for what it has not written yet
 
@@ -34,22 +34,24 @@ class EmbeddedAPI:
 
     def __init__(self) -> None:
         self._began = time.monotonic()
-        self._socket = socket.create_server((HOST, 0), backlog=128)
-        self.url = f"http://{HOST}:{self._socket.getsockname()[1]}/api"
         self._log = tempfile.TemporaryFile()  # noqa: SIM115  # kept as long as the server
-        self._changing = threading.Lock()
-        self._ended = threading.Event()
-        self._server = self._start()
-        threading.Thread(target=self._keep, daemon=True, name="embedded API").start()
+        with socket.create_server((HOST, 0), backlog=128) as listening:
+            self.url = f"http://{HOST}:{listening.getsockname()[1]}/api"
+            self._server = subprocess.Popen(
+                [sys.executable, "-m", __name__, str(listening.fileno())],
+                stdin=subprocess.PIPE,  # at its end the server knows that this process is gone
+                stdout=self._log, stderr=self._log, pass_fds=[listening.fileno()],
+                start_new_session=True,  # Ctrl-C is meant for the run, which has something to say to it then
+            )  # fmt: skip
         atexit.register(self.close)  # before Prefect registers what it still has to say at the end
 
     def answers(self, timeout: float) -> bool:
         """Return whether it answers by the time it is *timeout* seconds old; if not, it is given up."""
         deadline = self._began + timeout
-        while not self._ended.is_set() and (left := deadline - time.monotonic()) > 0:
+        while self._server.poll() is None and (left := deadline - time.monotonic()) > 0:
             if answers(self.url, left):
                 return True
-            self._ended.wait(0.1)
+            time.sleep(_POLL)
         self.close()
         return False
 
@@ -61,38 +63,13 @@ class EmbeddedAPI:
         return next(filter(_ERROR.match, reversed(lines)), lines[-1])
 
     def close(self) -> None:
-        """Refuse everybody from now on, and end the server."""
-        with self._changing:
-            if self._ended.is_set():
-                return
-            self._ended.set()
-            self._socket.close()
-            self._server.terminate()
+        """End the server; from then on everybody is refused."""
+        self._server.terminate()
         try:
             self._server.wait(_ENDING)
         except subprocess.TimeoutExpired:
             self._server.kill()
             self._server.wait()
-
-    def _start(self) -> subprocess.Popen[bytes]:
-        listening = self._socket.fileno()
-        return subprocess.Popen(
-            [sys.executable, "-m", __name__, str(listening)],
-            stdin=subprocess.PIPE,  # at its end the server knows that this process is gone
-            stdout=self._log, stderr=self._log, pass_fds=[listening],
-            start_new_session=True,  # Ctrl-C is meant for the run, which has something to say to it then
-        )  # fmt: skip
-
-    def _keep(self) -> None:
-        """Start the server again where it dies, on the same socket; after some times give it up."""
-        for _ in range(_STARTS - 1):
-            self._server.wait()
-            with self._changing:
-                if self._ended.is_set():
-                    return
-                self._server = self._start()
-        self._server.wait()
-        self.close()
 
 
 @contextmanager

@@ -8,7 +8,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from contextvars import ContextVar
-from dataclasses import dataclass
+from copy import copy
+from functools import wraps
 from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import uuid4
 
@@ -26,24 +27,14 @@ _log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
-@dataclass
-class _Call:
-    """Objects that pass between the caller of a flow and its body, beside Prefect."""
-
-    handed: tuple[object, ...]
-    flow_run_id: str | None = None
-    outcome: Any = None
-    ended: bool = False
-
-
-_CALL: ContextVar[_Call | None] = ContextVar("flow call", default=None)
+_HANDED: ContextVar[tuple[object, ...]] = ContextVar("objects handed to a flow", default=())
 
 
 def call_flow(
     flow: Flow[..., Any],
-    parameters: tuple[Any, ...],
+    parameters: tuple[object, ...],
     api: EmbeddedAPI | None,
-    without_prefect: Callable[[str], Any],
+    without_prefect: Callable[[str], object],
     *handed: object,
 ) -> Any:
     """Call *flow* with *parameters*, and return what it returned; raise what it raised or has ended with.
@@ -54,48 +45,43 @@ def call_flow(
     them again: an `Experiment` with these overrides, what `preflight` has `Prepared`, a planned `Study`.
     """
     prefect_private.send_events_briefly()
-    token = _CALL.set(call := _Call(handed))
+    flow_run_id, outcomes = str(uuid4()), []
+
+    @wraps(flow.fn)
+    def noted(*arguments: object, **options: object) -> object:
+        nonlocal flow_run_id
+        flow_run_id = str(runtime.flow_run.id)
+        outcomes.append(flow.fn(*arguments, **options))
+        return outcomes[-1]
+
+    noting = copy(flow)
+    noting.fn = noted
+    token = _HANDED.set(handed)
     try:
         if api is not None and not api.answers(PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS.value()):
             raise ConnectionError(api.last_error())
-        state = flow(*parameters, return_state=True)
+        state = noting(*parameters, return_state=True)
     except Exception as error:  # noqa: BLE001  # what the body raises would stand in the state
         reason = str(error) or type(error).__name__
     else:
         return _result_of(state)
     finally:
-        _CALL.reset(token)
-    if call.ended:
+        _HANDED.reset(token)
+    if outcomes:
         _log.warning("Prefect could not be told how this ended: %s", reason)
-        return _result_of(call.outcome)
+        return _result_of(outcomes[-1])
     _log.warning("Prefect's API is not to be had, so this goes on without it: %s", reason)
     if api is not None:
         api.close()
-    return without_prefect(call.flow_run_id or str(uuid4()))
+    return without_prefect(flow_run_id)
 
 
 def handed_over(kind: type[T]) -> T | None:
     """Return the object of type *kind* that the caller of this flow has built; None if there is none."""
-    call = _CALL.get()
-    return next((found for found in call.handed if isinstance(found, kind)), None) if call else None
+    return next((found for found in _HANDED.get() if isinstance(found, kind)), None)
 
 
-def this_flow_run() -> str:
-    """Return the id of the flow run whose body this is, having noted for `call_flow` that it has begun."""
-    flow_run_id = str(runtime.flow_run.id)
-    if (call := _CALL.get()) is not None:
-        call.flow_run_id = flow_run_id
-    return flow_run_id
-
-
-def hand_back(outcome: T) -> T:
-    """Return *outcome*, which a flow returns, having noted it for `call_flow`: Prefect may not take it."""
-    if (call := _CALL.get()) is not None:
-        call.outcome, call.ended = outcome, True
-    return outcome
-
-
-def _result_of(outcome: Any) -> Any:
+def _result_of(outcome: object) -> object:
     if not isinstance(outcome, State):
         return outcome
     if isinstance(outcome.data, RLResearchError):

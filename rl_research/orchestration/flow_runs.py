@@ -4,7 +4,6 @@ import logging
 import re
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any
 
 from prefect import runtime
 from prefect.client.schemas.objects import State
@@ -22,20 +21,16 @@ _NOT_IN_NAMES = ("storage.options", "runs_dir=")
 
 
 @lru_cache(maxsize=1)
-def _composed(overrides: tuple[str, ...], flow_run_id: str) -> Experiment:
-    """Return the experiment of a flow run, composed once: for its name, its body and its body's retries."""
+def experiment_of(overrides: tuple[str, ...], flow_run_id: str) -> Experiment:
+    """Return the experiment that *overrides* describe as the flow run *flow_run_id* trains it.
+
+    Composed once per flow run: for its name, its body and its body's retries; and not at all where the caller
+    has handed it over. Raises `ConfigError`.
+    """
     handed = handed_over(Experiment)
     experiment = handed if handed and handed.overrides == overrides else compose_experiment(overrides)
     refuse_secrets(overrides)
     return with_identity(experiment, flow_run_id)
-
-
-def experiment_of(overrides: Sequence[str], flow_run_id: str) -> Experiment:
-    """Return the experiment that *overrides* describe as the flow run *flow_run_id* trains it.
-
-    Composed once per flow run, and not at all where the caller has handed it over. Raises `ConfigError`.
-    """
-    return _composed(tuple(overrides), flow_run_id)
 
 
 def with_identity(experiment: Experiment, flow_run_id: str) -> Experiment:
@@ -43,10 +38,10 @@ def with_identity(experiment: Experiment, flow_run_id: str) -> Experiment:
 
     So a flow run that is tried or scheduled again goes on with the run of its first try.
     """
-    if experiment.run_id is not None:
+    if experiment.config.run_id is not None:
         return experiment
     tail = flow_run_id.replace("-", "")[-10:]  # a UUIDv7 begins with the time
-    stem = re.sub(r"[^A-Za-z0-9_-]+", "-", experiment.name).strip("-_")[:40] or "run"
+    stem = re.sub(r"[^A-Za-z0-9_-]+", "-", experiment.config.name).strip("-_")[:40] or "run"
     return experiment.with_run_id(f"{stem}-s{experiment.config.experiment.seed}-{tail}")
 
 
@@ -60,7 +55,7 @@ def name_from_overrides() -> str:
 def facts_from(overrides: Sequence[str]) -> list[str]:
     """Return `experiment_facts` of what *overrides* describe for this flow run; empty for a mistake."""
     try:
-        return experiment_facts(experiment_of(overrides, str(runtime.flow_run.id)).config)
+        return experiment_facts(experiment_of(tuple(overrides), str(runtime.flow_run.id)).config)
     except RLResearchError:
         return []
 
@@ -71,7 +66,7 @@ def experiment_facts(config: Config) -> list[str]:
     return [algorithm, env, f"seed {config.experiment.seed}", config.wandb.mode]
 
 
-def failed_state(error: RLResearchError) -> State[Any]:
+def failed_state(error: RLResearchError) -> State[object]:
     """Return the final state of a flow run that the user has to mend; its message is the error's one line.
 
     In a flow with retries the error is raised, because Prefect retries only what is raised.
@@ -82,7 +77,7 @@ def failed_state(error: RLResearchError) -> State[Any]:
     return Failed(message=str(error), data=error)
 
 
-def taken_over_state(error: RunTakenOver) -> State[Any]:
+def taken_over_state(error: RunTakenOver) -> State[object]:
     """Return the final state of a direct run that another process has taken up.
 
     The flow run of a deployment ends by `Abort` instead, which tells Prefect nothing: the other process

@@ -1,11 +1,10 @@
 """A Prefect server and a worker on this machine: started and stopped, once each.
 
-A process holds a lock on its pid file for as long as it lives, through a descriptor that it inherits. So
-a pid file that a power cut has left behind, or whose number the system has given to somebody else, is
-never taken for a process that runs, and nothing else is ever signalled.
+A process holds a lock on its pid file for as long as it lives, through a descriptor that it inherits. So a
+pid file that a power cut has left behind, or whose number the system has given to somebody else, is never
+taken for a process that runs, and nothing else is ever signalled.
 """
 
-import logging
 import math
 import os
 import signal
@@ -18,24 +17,20 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from rl_research.errors import ConfigError
-from rl_research.system import living_processes, locked, try_lock
-
-_log = logging.getLogger(__name__)
+from rl_research.orchestration.worker import COMMITTING
+from rl_research.system import locked, try_lock
 
 STATE = Path(".prefect-local")
 HOST = "127.0.0.1"  # nobody else on the network is asked for a password, so nobody else gets in
 _PORT = "4200"
 _STARTING = 180.0  # seconds; the first start of a server makes its database
-COMMITTING = 60.0  # seconds for flow runs to commit: checkpoint.deadline, and what W&B needs to close
 _ENDING = 20.0  # seconds from the signal to SIGKILL
 
 
 class Service:
     """A background process that this folder owns, with its pid file and its log."""
 
-    def __init__(self, name: str, command: Sequence[str], state: Path) -> None:
-        self.name = name
-        self.command = [sys.executable, "-m", *command]
+    def __init__(self, name: str, state: Path) -> None:
         self.pid_file = state / f"{name}.pid"
         self.log = state / "logs" / f"{name}.log"
 
@@ -48,55 +43,45 @@ class Service:
         except (FileNotFoundError, ValueError):
             return None
 
-    def start(self, env: Mapping[str, str]) -> bool:
-        """Start it unless it runs; return whether it had to be started."""
+    def start(self, command: Sequence[str], env: Mapping[str, str]) -> bool:
+        """Start it as ``python -m`` *command* unless it runs; return whether it had to be started."""
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with self.pid_file.open("a+") as file, self.log.open("ab") as log:
             if not try_lock(file):
                 return False
             file.truncate(0)
             child = subprocess.Popen(
-                self.command,
+                [sys.executable, "-m", *command],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
                 env=dict(env),
                 pass_fds=[file.fileno()],  # with it the child has the lock
                 start_new_session=True,  # so that Ctrl-C in this terminal is not meant for it
-                preexec_fn=_listen_to_sigint,  # noqa: PLW1509  # no other thread holds a lock it needs
             )
             file.write(str(child.pid))
             return True
 
-    def stop(self, number: signal.Signals = signal.SIGTERM, timeout: float = _ENDING) -> bool:
-        """Send it *number*, and SIGKILL if it lives *timeout* seconds later; return whether it ran."""
-        if (pid := self.pid) is None:
-            self.pid_file.unlink(missing_ok=True)
-            return False
-        os.kill(pid, number)
-        if not _wait_until(lambda: self.pid is None, timeout):
-            os.kill(pid, signal.SIGKILL)
-            _wait_until(lambda: self.pid is None, timeout)
+    def stop(self, timeout: float = _ENDING) -> bool:
+        """Send it SIGTERM, and SIGKILL if it lives *timeout* seconds later; return whether it ran."""
+        if (pid := self.pid) is not None:
+            os.kill(pid, signal.SIGTERM)
+            if not _wait_until(lambda: self.pid is None, timeout):
+                os.kill(pid, signal.SIGKILL)
+                _wait_until(lambda: self.pid is None, _ENDING)
         self.pid_file.unlink(missing_ok=True)
-        return True
-
-    def log_tail(self) -> str:
-        """Return the end of its log."""
-        lines = self.log.read_text(errors="replace").splitlines() if self.log.exists() else []
-        return "\n".join(["", *lines[-8:]])
+        return pid is not None
 
 
 class LocalServer:
     """A Prefect server and a worker, with all their files in the folder *state*."""
 
-    def __init__(self, pool: str, state: Path = STATE) -> None:
+    def __init__(self, state: Path = STATE) -> None:
         self.state = state.absolute()
         self.port = os.environ.get("PREFECT_SERVER_API_PORT", _PORT)
         self.url = f"http://{HOST}:{self.port}/api"
-        server = ["prefect", "server", "start", "--host", HOST, "--port", self.port]
-        self.server = Service("server", server, self.state)
-        worker = ["prefect", "worker", "start", "--pool", pool, "--type", "process"]
-        self.worker = Service("worker", worker, self.state)
+        self.server = Service("server", self.state)
+        self.worker = Service("worker", self.state)
 
     @property
     def env(self) -> dict[str, str]:
@@ -119,32 +104,27 @@ class LocalServer:
                     f"{self.url}: a Prefect server that was not started here answers there. Use it with "
                     f"PREFECT_API_URL={self.url}, or choose another port with PREFECT_SERVER_API_PORT."
                 )
-            self.server.start(self.env)
+            self.server.start(["prefect", "server", "start", "--host", HOST, "--port", self.port], self.env)
             _wait_until(lambda: answers(self.url) or self.server.pid is None, _STARTING)
         if not answers(self.url):
-            raise ConfigError(f"the server does not answer at {self.url}:{self.server.log_tail()}")
+            tail = self.server.log.read_text(errors="replace").splitlines()[-8:]
+            raise ConfigError("\n".join([f"the server does not answer at {self.url}:", *tail]))
         (self.state / "url").write_text(self.url + "\n")
 
-    def start_worker(self) -> None:
-        """Start the worker unless it runs."""
+    def start_worker(self, pool: str) -> None:
+        """Start a worker of *pool* unless it runs."""
         with self._alone():
-            self.worker.start(self.env)
+            self.worker.start(["rl_research.orchestration.worker", pool], self.env)
 
     def stop(self) -> None:
         """Let flow runs commit, then stop the worker and the server; it is no mistake if none runs.
 
-        A worker that is asked to stop kills its flow runs at once, so it is itself killed first: they live
-        on and get a SIGTERM, upon which they commit and wait, scheduled, for the next worker.
+        Raises `ConfigError` in a folder where none was ever started.
         """
+        if not self.state.exists():
+            raise ConfigError(f"{self.state}: not there. Start the command in the folder of the project.")
         with self._alone():
-            worker = self.worker.pid
-            flow_runs = children_of(worker) if worker else set()
-            self.worker.stop(signal.SIGKILL)
-            for pid in flow_runs:
-                with suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGTERM)
-            if not _wait_until(lambda: not flow_runs & set(living_processes()), COMMITTING):
-                _log.warning("a flow run does not end; its last checkpoint stands")
+            self.worker.stop(COMMITTING + _ENDING)
             (self.state / "url").unlink(missing_ok=True)
             self.server.stop()
 
@@ -154,11 +134,6 @@ class LocalServer:
         self.state.mkdir(parents=True, exist_ok=True)
         with locked(self.state / ".lock", wait=lambda holder: math.inf):
             yield
-
-
-def children_of(pid: int) -> set[int]:
-    """Return the living child processes of *pid*."""
-    return {child for child, parent in living_processes().items() if parent == pid}
 
 
 def running_url(state: Path = STATE) -> str | None:
@@ -172,16 +147,16 @@ def running_url(state: Path = STATE) -> str | None:
 
 def answers(url: str, timeout: float = 5.0) -> bool:
     """Return whether a Prefect API is well at *url*."""
-    try:
-        with urllib.request.urlopen(f"{url}/health", timeout=timeout) as answer:
-            return bool(answer.status == 200)
-    except (OSError, ValueError):
-        return False
+    with suppress(OSError, ValueError):
+        ask_health(url, timeout)
+        return True
+    return False
 
 
-def _listen_to_sigint() -> None:
-    """Take SIGINT, with which Prefect stops itself; a shell's `&` would have a child ignore it."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+def ask_health(url: str, timeout: float) -> None:
+    """Raise `OSError` or `ValueError` unless a Prefect API is well at *url*."""
+    with urllib.request.urlopen(f"{url.rstrip('/')}/health", timeout=timeout):
+        pass
 
 
 def _wait_until(ask: Callable[[], bool], seconds: float) -> bool:

@@ -7,7 +7,7 @@ state, `Killed`. Both messages begin with the step, which shows whether the run 
 import logging
 from collections.abc import Sequence
 from datetime import datetime, timedelta, timezone
-from typing import Any
+from itertools import takewhile
 from uuid import UUID
 
 from prefect import Flow, runtime
@@ -28,7 +28,7 @@ _TRIES = 5  # stops at one and the same step before a flow run is given up
 _DELAY = 10.0  # seconds, doubled with each of them
 
 
-def stopped_state(interruption: Interrupted, step: int) -> State[Any]:
+def stopped_state(interruption: Interrupted, step: int) -> State[object]:
     """Return the final state of a flow run that was asked to stop and has committed.
 
     `Cancelled` if the flow run is being cancelled, else `Preempted`: of type CRASHED, which is no failure to
@@ -42,27 +42,26 @@ def stopped_state(interruption: Interrupted, step: int) -> State[Any]:
     return Crashed(name=PREEMPTED, message=f"step {step}: {interruption}", data=interruption)
 
 
-def killed_state(step: int, cause: str) -> State[Any]:
+def killed_state(step: int, cause: str) -> State[object]:
     """Return the state of a flow run whose process was killed when *step* was its newest checkpoint."""
     return Crashed(name=KILLED, message=f"step {step}: {cause}")
 
 
 def reschedule_if_preempted(
-    flow: Flow[..., Any], flow_run: FlowRun, state: State[Any], first_delay: float = _DELAY
+    flow: Flow[..., object], flow_run: FlowRun, state: State[object], first_delay: float = _DELAY
 ) -> None:
-    """Schedule the same flow run again if a signal stopped it; a hook for `on_crashed`.
+    """Schedule the same flow run again if it ended as `Preempted`; a hook for `on_crashed`.
 
-    Scheduled again: what ended as `Preempted`, and what SIGTERM ended while it started or closed
-    (`Crashed`, with Prefect's words for that). Not: direct runs, which nobody would pick up; runs
-    that are being cancelled; what a second signal or a bug has ended; what has been stopped five times
-    at the same step. The delay is *first_delay* seconds, and doubles as long as the step stays.
+    Not for direct runs, which nobody would pick up, and runs that are being cancelled; nor for what has been
+    stopped five times at the same step. The delay is *first_delay* seconds, and doubles as long as the step
+    stays.
 
-    What SIGKILL ends, and what a dying worker takes with it, is left to the watchdog: a worker reports such
-    a crash once more after this hook, and would undo what it did.
+    What a signal has ended before it could commit, and what a dying worker takes with it, is left to the
+    watchdog: a worker reports such a crash once more after this hook, and would undo what it did.
 
     An API that does not answer costs some seconds and a line in the log; the state stays `Preempted`.
     """
-    if flow_run.deployment_id is None or not _was_stopped(state):
+    if flow_run.deployment_id is None or state.name != PREEMPTED:
         return
     log = flow_run_logger(flow_run, flow)
     failure = f"did not answer scheduling it again (`prefect flow-run retry {flow_run.id}` will)"
@@ -75,7 +74,7 @@ def schedule_again(
     flow_run_id: UUID,
     log: logging.Logger | LoggingAdapter = _log,
     first_delay: float = _DELAY,
-) -> State[Any] | None:
+) -> State[object] | None:
     """Schedule a stopped flow run again, or give it up; return its state, None if it is being cancelled.
 
     Given up, it is `Failed`, with the step that it does not get beyond and with what stopped it there.
@@ -88,7 +87,7 @@ def schedule_again(
         reason = f"stopped {times} times without getting on; {history[-1].message}"
         log.error("%s: not scheduled again", reason)
         remedy = f"When that is mended: prefect flow-run retry {flow_run_id}"
-        state: State[Any] = Failed(message=f"{reason} {remedy}")
+        state: State[object] = Failed(message=f"{reason} {remedy}")
     else:
         delay = timedelta(seconds=first_delay * 2 ** max(0, times - 1))
         if _has_started(history):
@@ -101,10 +100,9 @@ def schedule_again(
     return state
 
 
-def was_killed(state: State[Any]) -> bool:
+def was_killed(state: State[object]) -> bool:
     """Return whether the process was ended from outside, and nobody has scheduled the flow run again."""
-    killed = state.name == KILLED or prefect_private.was_killed(state.message)
-    return _was_stopped(state) or (state.is_crashed() and killed)
+    return state.is_crashed() and (state.name in (PREEMPTED, KILLED) or prefect_private.was_killed(state.message))
 
 
 def _grant_another_start(client: SyncPrefectClient, flow_run_id: UUID) -> None:
@@ -114,17 +112,13 @@ def _grant_another_start(client: SyncPrefectClient, flow_run_id: UUID) -> None:
     client.update_flow_run(flow_run_id, empirical_policy=policy.model_copy(update=granted))
 
 
-def _has_started(history: Sequence[State[Any]]) -> bool:
+def _has_started(history: Sequence[State[object]]) -> bool:
     """Return whether it ran before it was stopped; killed as it started, it has used up no retry."""
     latest = [state for state in history if state.is_running() or state.is_scheduled()][-1:]
     return any(state.is_running() for state in latest)
 
 
-def _was_stopped(state: State[Any]) -> bool:
-    return state.is_crashed() and (state.name == PREEMPTED or prefect_private.was_terminated(state.message))
-
-
-def _is_being_cancelled(history: Sequence[State[Any]]) -> bool:
+def _is_being_cancelled(history: Sequence[State[object]]) -> bool:
     """Return whether somebody has asked for it since the flow run was last scheduled."""
     asked = False
     for state in history:
@@ -132,25 +126,16 @@ def _is_being_cancelled(history: Sequence[State[Any]]) -> bool:
     return asked
 
 
-def _stops_without_progress(history: Sequence[State[Any]]) -> int:
-    """Return how often in a row, up to now, the flow run was stopped at the step where it is."""
-    times, step = 0, None
-    for state in reversed(_stops(history)):
-        named = state.name in (PREEMPTED, KILLED)
-        here = (state.message or "").partition(":")[0] if named else None
-        if not was_killed(state) or (step and here and here != step):
-            break
-        times, step = times + 1, step or here
-    return times
+def _stops_without_progress(history: Sequence[State[object]]) -> int:
+    """Return how often in a row the flow run was stopped at the step where it is, since it was last given up."""
+    steps: list[str] = []
+    for state in history:
+        if state.is_failed():
+            steps = []
+        elif state.name in (PREEMPTED, KILLED):
+            steps.append((state.message or "").partition(":")[0])
+    return sum(1 for _ in takewhile(lambda step: step == steps[-1], reversed(steps)))
 
 
-def _stops(history: Sequence[State[Any]]) -> list[State[Any]]:
-    """Return the crashes since the flow run was last given up, without those that `Killed` repeats."""
-    given_up = max((i for i, state in enumerate(history) if state.is_failed()), default=-1)
-    recent = history[given_up + 1 :]
-    names = [*(state.name for state in recent[1:]), None]
-    return [state for state, then in zip(recent, names, strict=True) if state.is_crashed() and then != KILLED]
-
-
-def _history(client: SyncPrefectClient, flow_run_id: UUID) -> list[State[Any]]:
+def _history(client: SyncPrefectClient, flow_run_id: UUID) -> list[State[object]]:
     return sorted(client.read_flow_run_states(flow_run_id), key=lambda state: state.timestamp)

@@ -17,7 +17,7 @@ _FIRST_DELAY, _LONGEST_DELAY = 2.0, 60.0  # seconds
 _MOST_DELAYS = 50  # that Prefect takes
 
 
-def is_transient_failure(task: Task[..., Any], task_run: TaskRun, state: State[Any]) -> bool:
+def is_transient_failure(task: Task[..., object], task_run: TaskRun, state: State[object]) -> bool:
     """Return whether waiting may mend what failed; Prefect's `retry_condition_fn`."""
     del task, task_run
     return isinstance(state.data, BaseException) and is_transient(state.data)
@@ -43,7 +43,7 @@ def retry_for(seconds: float) -> dict[str, Any]:
 def retry_within(seconds: float) -> dict[str, Any]:
     """Return the options of `retry_for`, with no retry later than *seconds* after the first try began."""
 
-    def in_time(task: Task[..., Any], task_run: TaskRun, state: State[Any]) -> bool:
+    def in_time(task: Task[..., object], task_run: TaskRun, state: State[object]) -> bool:
         now = datetime.now(timezone.utc)
         late = now - (task_run.start_time or now) > timedelta(seconds=seconds)
         return not late and is_transient_failure(task, task_run, state)

@@ -11,7 +11,6 @@ import time
 from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta, timezone
 from functools import cached_property
-from typing import Any
 
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.filters import (
@@ -42,7 +41,7 @@ _RECENT = timedelta(days=2)  # what crashed before and was not scheduled again i
 _REPORTED = timedelta(seconds=20)  # a worker reports a crash twice, some seconds apart
 
 #: The lease of each run that a flow run trains, as its store shows it.
-Leases = list[dict[str, Any] | None]
+Leases = Sequence[object]
 
 
 class _Subject:
@@ -61,7 +60,7 @@ class _Subject:
                 name = study_name(given["name"], given.get("afresh", False), flow_run_id)
                 study = plan_study(name, given["overrides"], given["seeds"], given.get("grid") or ())
                 return [member.config for member in study.members]
-            return [experiment_of(given["overrides"], flow_run_id).config] if "overrides" in given else []
+            return [experiment_of(tuple(given["overrides"]), flow_run_id).config] if "overrides" in given else []
         except RLResearchError:
             return []
 
@@ -103,8 +102,7 @@ def repair_flow_runs(client: SyncPrefectClient, silence: timedelta, second_look:
     killed is scheduled again, too.
     """
     lost = [_mark_crashed(client, subject) for subject in _lost(client, silence, second_look)]
-    resumed = [_resume_crashed(client, subject) for subject in _crashed(client)]
-    return [*lost, *filter(None, resumed)]
+    return [*lost, *_resume_crashed(client)]
 
 
 def _lost(client: SyncPrefectClient, silence: timedelta, second_look: float) -> Iterator[_Subject]:
@@ -146,40 +144,34 @@ def _reason_to_spare(before: Leases | None, after: Leases | None) -> str | None:
 
 def _mark_crashed(client: SyncPrefectClient, subject: _Subject) -> str:
     run, state = subject.flow_run, subject.state
+    cause = f"no sign of life since {state.timestamp:%H:%M} UTC or later: its process is gone"
+    final: State[object] = Crashed(message=cause)
     if state.is_cancelling():
         cause = "cancelled; its process was gone before it could say so"
-        client.set_flow_run_state(run.id, Cancelled(message=cause), force=True)
-        return f"{run.name}: {cause}"
-    cause = f"no sign of life since {state.timestamp:%H:%M} UTC or later: its process is gone"
-    if not _is_resumable(client, run):
-        client.set_flow_run_state(run.id, Crashed(message=cause), force=True)
-        return f"{run.name}: {cause}"
-    return _resume(client, subject, cause)
+        final = Cancelled(message=cause)
+    elif _is_resumable(client, run):
+        return _resume(client, subject, cause)
+    client.set_flow_run_state(run.id, final, force=True)
+    return f"{run.name}: {cause}"
 
 
-def _crashed(client: SyncPrefectClient) -> Iterator[_Subject]:
-    """Yield flow runs that were killed, or that finished while Prefect was away."""
-    since = datetime.now(timezone.utc) - _RECENT
+def _resume_crashed(client: SyncPrefectClient) -> Iterator[str]:
+    """Schedule again what was killed, or finished while Prefect was away; yield what was done, a line each."""
     for subject in map(_Subject, _read(client, (StateType.CRASHED,))):
-        recent = subject.state.timestamp > since
-        if recent and (recovery.was_killed(subject.state) or subject.is_finished()):
-            yield subject
-
-
-def _resume_crashed(client: SyncPrefectClient, subject: _Subject) -> str | None:
-    age = datetime.now(timezone.utc) - subject.state.timestamp
-    time.sleep(max(0.0, (_REPORTED - age).total_seconds()))
-    now = client.read_flow_run(subject.flow_run.id).state
-    if now is None or now.id != subject.state.id or not _is_resumable(client, subject.flow_run):
-        return None
-    return _resume(client, subject, str(now.message))
+        age = datetime.now(timezone.utc) - subject.state.timestamp
+        if age > _RECENT or not (recovery.was_killed(subject.state) or subject.is_finished()):
+            continue
+        time.sleep(max(0.0, (_REPORTED - age).total_seconds()))
+        now = client.read_flow_run(subject.flow_run.id).state
+        if now is not None and now.id == subject.state.id and _is_resumable(client, subject.flow_run):
+            yield _resume(client, subject, str(now.message))
 
 
 def _resume(client: SyncPrefectClient, subject: _Subject, cause: str) -> str:
     run = subject.flow_run
     if subject.state.name not in (recovery.KILLED, recovery.PREEMPTED):
         client.set_flow_run_state(run.id, recovery.killed_state(subject.step(), cause), force=True)
-    state: State[Any] | None = recovery.schedule_again(client, run.id)
+    state = recovery.schedule_again(client, run.id)
     return f"{run.name}: {cause}; {state.message if state else 'it is being cancelled'}"
 
 

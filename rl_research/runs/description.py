@@ -28,7 +28,7 @@ def described(config: Config) -> dict[str, Any]:
 
 def write_description(experiment: Experiment) -> None:
     """Write ``config.yaml`` and ``overrides.txt`` into the run's folder."""
-    folder = experiment.run_dir
+    folder = experiment.config.run_dir
     text = yaml.safe_dump(described(experiment.config), sort_keys=False, allow_unicode=True)
     write_atomically(folder / DESCRIPTION, text.encode())
     shown = [line for line in experiment.overrides if "storage.options" not in line]

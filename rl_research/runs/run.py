@@ -43,7 +43,7 @@ class Run:
         self.config = experiment.config
         self._lease = lease
         self.store_lease = store_lease
-        self.dir = experiment.run_dir
+        self.dir = experiment.config.run_dir
         self.logger = logger
         self.stop = stop
         self.record = read_record(self.dir) or RunRecord()
@@ -143,7 +143,7 @@ def open_run(experiment: Experiment) -> Iterator[Run]:
     *experiment* must have a ``run_id``.
     Raises `ConfigError` if another process has the run open or its folder cannot be written.
     """
-    config, folder = experiment.config, experiment.run_dir
+    config, folder = experiment.config, experiment.config.run_dir
     if config.resume == "never":
         _start_afresh(config)
     make_folder(folder)
