@@ -37,7 +37,7 @@ def train(overrides: Sequence[str] = ()) -> dict[str, Any] | State[object]:
         if (done := training.finished_result(experiment.config, flow_run_id)) is not None:
             return _with_pending_uploads(experiment.config, done).result
         try:
-            run = _run_stages(experiment)
+            run = training.with_restarts(experiment, lambda failure: _run_stages(experiment, failure))
         except Interrupted as interruption:
             record = read_record(experiment.config.run_dir) or RunRecord()
             return orchestration.stopped_state(interruption, record.global_step or 0)
@@ -56,12 +56,12 @@ def _with_pending_uploads(config: Config, record: RunRecord) -> RunRecord:
     return read_record(config.run_dir) or record
 
 
-def _run_stages(experiment: Experiment) -> Run:
+def _run_stages(experiment: Experiment, failure: str | None) -> Run:
     retry_for = experiment.config.storage.retry_for
     with open_run(experiment) as run, orchestration.linked_to_flow_run(run):
         with UploadByTask(retry_for) as by_task, background_uploads(run, by_task) as uploads:
-            train_with_retries = train_policy.with_options(**orchestration.retry_for(retry_for))
-            checkpoint = train_with_retries(run, uploads)
+            find_with_retries = find_checkpoint.with_options(**orchestration.retry_for(retry_for))
+            checkpoint = train_policy(run, uploads, find_with_retries(run, failure))
             if score_policy(run, checkpoint) is not None:
                 uploads.add(checkpoint)  # the manifest alone is sent again, with the score
             film_policy(run, checkpoint)
@@ -69,12 +69,18 @@ def _run_stages(experiment: Experiment) -> Run:
     return run
 
 
-@task(task_run_name="train {run.config.name}", **RETRY_TRANSIENT)
-def train_policy(run: Run, uploads: UploadQueue) -> Checkpoint:
-    """Train to the end of the budget, from the newest checkpoint if there is one."""
+@task(task_run_name="find the checkpoint of {run.config.name}", **RETRY_TRANSIENT)
+def find_checkpoint(run: Run, failure: str | None) -> training.ResumePoint:
+    """Find where the run goes on, and fetch that checkpoint if it lies in storage alone."""
+    return training.find_resume_point(run, failure)
+
+
+@task(task_run_name="train {run.config.name}", **NO_RETRIES)
+def train_policy(run: Run, uploads: UploadQueue, resume_point: training.ResumePoint) -> Checkpoint:
+    """Train to the end of the budget; nothing in it meets a network, so that no failure is one that waiting mends."""
     prepared = orchestration.handed_over(training.Prepared)
     with Progress(run) as progress:
-        return training.train_run(run, progress.set, uploads, prepared)
+        return training.train_run(run, progress.set, uploads, prepared, resume_point)
 
 
 @task(task_run_name="score {run.config.name}", **NO_RETRIES)

@@ -10,6 +10,8 @@
     · RunTakenOver           another machine has gone on with the run       (nobody; exit code 2)
   - CannotRender             the environment draws no picture here          (a warning: a run needs no film)
   - Diverged                 parameters or losses became NaN or infinite    (the user; exit code 2)
+  - EnvironmentFault         the environment returns what cannot be used    (the user; exit code 2)
+  - EnvironmentFailed        the environment raised, or its process died    (the user; exit code 1)
   - Interrupted              a signal asked the run to stop; it is committed and resumes (exit code 75)
 
 Connection failures are none of these: they keep the type their library gave them, and
@@ -60,6 +62,27 @@ class CannotRender(RLResearchError):
 
 class Diverged(RLResearchError):
     """Raised when training has produced what is no number; nothing of it is committed."""
+
+
+class EnvironmentFault(RLResearchError):
+    """Raised when an environment returns what no algorithm can learn from, such as NaN."""
+
+
+class EnvironmentFailed(RLResearchError):
+    """Raised when an environment has raised an error of its own, or the process that it lives in has died.
+
+    *trace* is the traceback below the environment, empty where there is none. The error itself is no cause of
+    this one: a simulator's broken connection is no failure of storage, which would be retried.
+    """
+
+    exit_code = 1
+
+    def __init__(self, message: str, trace: str = ""):
+        super().__init__(message, trace)
+        self.trace = trace
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 class Interrupted(RLResearchError):

@@ -13,7 +13,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from rl_research.config import Config, Experiment
-from rl_research.errors import Interrupted
+from rl_research.errors import CannotRender, Interrupted
 from rl_research.runs.run import open_run
 from rl_research.training import envs, models, stages
 from rl_research.training.evaluation import film_episode, frames_per_second
@@ -101,7 +101,7 @@ def test_an_environment_that_shows_nothing_says_so(echo: tuple[Config, BaseAlgor
     """Without ``render_mode="rgb_array"`` the error names the remedy."""
     _, model = echo
     env = DummyVecEnv([lambda: gym.make("CartPole-v1")])
-    with pytest.raises(ValueError, match="rgb_array"):
+    with pytest.raises(CannotRender, match="rgb_array"):
         film_episode(model, env, max_steps=20)
 
 

@@ -19,7 +19,7 @@ from rl_research.cli.study import study
 from rl_research.cli.sync import sync
 from rl_research.cli.train import train
 from rl_research.cli.verify import verify
-from rl_research.errors import RLResearchError
+from rl_research.errors import EnvironmentFailed, RLResearchError
 
 _INTERRUPTED = 130  # as a shell reports SIGINT
 
@@ -64,6 +64,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except click.UsageError as mistake:
         sys.stderr.write(f"rl-research: {_in_a_line(mistake)}\n")
         return mistake.exit_code
+    except EnvironmentFailed as error:
+        sys.stderr.write(f"{error.trace}rl-research: {error}\n")
+        return error.exit_code
     except RLResearchError as error:
         sys.stderr.write(f"rl-research: {error}\n")
         return error.exit_code

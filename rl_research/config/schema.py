@@ -92,6 +92,8 @@ class EnvSettings(Section):
     max_episode_steps: Count | None = Field(None, description="truncate episodes after", examples=[500])
     vec_env: Literal["dummy", "subproc"] = Field("dummy", description="one process or many")
     kwargs: Arguments = Field(default_factory=FrozenDict, description="arguments of gymnasium.make")
+    check: bool = Field(True, description="play a few steps before anything is written")
+    restarts: Steps = Field(0, description="times that a run goes on after an environment has failed")
 
 
 class WandbSettings(Section):
@@ -130,6 +132,9 @@ class EvaluationSettings(Section):
     final_episodes: Steps = Field(100, description="episodes of the final score, 0 for none")
     deterministic: bool = Field(True, description="act by the mode of the policy")
     seed: Seed = Field(1_000_000, description="episode k resets with seed + k")
+    max_steps: Count | None = Field(
+        None, description="longest episode; null: the environment's own limit, else 100,000", examples=[5_000]
+    )
 
 
 class CheckpointSettings(Section):

@@ -180,8 +180,30 @@ class Run(RunFolder):
 
     @property
     def command(self) -> str:
-        """Command line that makes this run again."""
-        return shlex.join(["rl-research", "train", *self.overrides])
+        """Command lines that make this run again, under another id; one for each budget that it had."""
+        words = [word for word in self.overrides if not re.match(r"\+*run_id=", word)]
+        if not (extensions := self.record.extensions):
+            return shlex.join(["rl-research", "train", *words])
+        words = [word for word in words if not re.match(r"\+*experiment\.total_timesteps=", word)]
+        budgets = [self.record.first_budget, *(budget for _, budget in extensions)]
+        named = f"run_id={self.record.run_id or self.folder.name}-again"
+        ends = [[f"experiment.total_timesteps={budget}", named] for budget in budgets]
+        return "\n".join(shlex.join(["rl-research", "train", *words, *end]) for end in ends)
+
+    @property
+    def repetition(self) -> str:
+        """Sentence that says whether these commands lead to the same bits."""
+        record = self.record
+        budgets = [record.first_budget or 0, *(budget for _, budget in record.extensions)]
+        moved = [step for (step, _), budget in zip(record.extensions, budgets, strict=False) if step < budget]
+        if moved:
+            return f"Its budget was changed at step {moved[0]:,}, in the middle of training: no command repeats that."
+        if any(how.get("resume_mode") == "boundary" for how in record.resume):
+            return "It was resumed with new episodes of its environment: a repetition comes close and is not exact."
+        if record.parameters_sha256 is None:
+            return ""
+        extended = "It was extended when it had ended, which stretches its schedules. " if record.extensions else ""
+        return f"{extended}With the same versions, a repetition is exact when its parameters have this SHA-256:"
 
     @property
     def resume_command(self) -> str:
@@ -213,7 +235,8 @@ class Run(RunFolder):
         for count, segment in enumerate(self.record.segments[1:], 2):
             away = finite(segment.away_seconds)
             after = "" if away is None else f", {away:,.0f} s after the last sign of it"
-            yield f"Segment {count}: {segment.after}, goes on from step {segment.from_step or 0:,}{after}."
+            ended = f"{segment.after} ({segment.error})" if segment.error else segment.after
+            yield f"Segment {count}: {ended}, goes on from step {segment.from_step or 0:,}{after}."
 
     @property
     def cost(self) -> str:

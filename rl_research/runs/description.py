@@ -16,7 +16,10 @@ from rl_research.system import MASK, without_password, write_atomically
 from rl_research.tracking import public
 
 #: Settings that may change between segments without changing a bit of the result.
-_FREE = frozenset({"experiment.name", "experiment.total_timesteps", "experiment.published", "experiment.log_every"})
+_FREE = frozenset(
+    {"experiment.name", "experiment.total_timesteps", "experiment.published", "experiment.log_every"}
+    | {"env.check", "env.restarts"}
+)
 _COMPARED = ("experiment", "algorithm", "env")
 
 

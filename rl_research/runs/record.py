@@ -4,6 +4,7 @@ import json
 import logging
 from collections.abc import Mapping
 from datetime import datetime, timezone
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -51,6 +52,8 @@ class SegmentRecord(_Stored):
 
     started_at: str
     after: str | None = None  # status of the one before; ``killed`` where it could not say so itself
+    error: str | None = None  # with which that one has failed
+    total_timesteps: _Count | None = None  # budget that it had
     away_seconds: float | None = None
     from_step: _Count | None = None
 
@@ -85,6 +88,7 @@ class RunRecord(_Stored):
     run_id: str | None = None
     run_dir: str | None = None
     status: str = "unknown"  # running, finished, interrupted or failed
+    error: str | None = None  # with which it has failed
     name: str | None = None
     algorithm: str | None = None
     env: str | None = None
@@ -132,14 +136,27 @@ class RunRecord(_Stored):
         """Return whether the flow run *flow_run_id* has begun this run."""
         return flow_run_id is not None and self.flow_run_id == flow_run_id
 
-    def begin_segment(self, flow_run_id: str | None) -> None:
-        """Note that this process takes the run up, for the flow run *flow_run_id*."""
+    @property
+    def extensions(self) -> list[tuple[int, int]]:
+        """Budgets that followed the first one, each with the step at which it did; schedules were stretched there."""
+        known = [s for s in self.segments if s.total_timesteps is not None]
+        pairs = pairwise(known)
+        return [(s.from_step or 0, s.total_timesteps or 0) for b, s in pairs if s.total_timesteps != b.total_timesteps]
+
+    @property
+    def first_budget(self) -> int | None:
+        """Environment steps that the run was to have when it began."""
+        return next((s.total_timesteps for s in self.segments if s.total_timesteps), self.total_timesteps)
+
+    def begin_segment(self, flow_run_id: str | None, total_timesteps: int) -> None:
+        """Note that this process takes the run up, for the flow run *flow_run_id*, to train *total_timesteps*."""
         now = utc_now()
-        segment = SegmentRecord(started_at=now)
+        segment = SegmentRecord(started_at=now, total_timesteps=total_timesteps)
         if self.saved_at is not None:
             away = datetime.fromisoformat(now) - datetime.fromisoformat(self.saved_at)
             segment.away_seconds = away.total_seconds()
             segment.after = "killed" if self.status == "running" else self.status
+            segment.error = self.error if segment.after == "failed" else None
             segment.from_step = self.global_step or 0
         self.segments = [*self.segments, segment]
         known = [*self.flow_run_ids, *([] if flow_run_id is None else [flow_run_id])]

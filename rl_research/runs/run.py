@@ -5,20 +5,19 @@ import logging
 import math
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-import yaml
-
 from rl_research import checkpoints
+from rl_research.checkpoints import Checkpoint
 from rl_research.config import Config, Experiment
-from rl_research.errors import ConfigError, Interrupted, StorageError
+from rl_research.errors import ConfigError, Interrupted, StorageError, in_a_line
 from rl_research.runs.description import check_same_experiment, described, write_description
 from rl_research.runs.lease import LEASE, leased_folder, leased_store
-from rl_research.runs.record import DESCRIPTION, RECORD, RunRecord, read_record, utc_now
-from rl_research.storage import RunLease
+from rl_research.runs.record import RECORD, RunRecord, read_record, utc_now
+from rl_research.storage import RunLease, is_transient
 from rl_research.system import Overdue, StopRequest, listening, raise_if_refused
 from rl_research.tracking import ExperimentLogger, current_flow_run, git_state, package_versions
 
@@ -100,11 +99,12 @@ class Run:
         config, record, flow = self.config, self.record, current_flow_run()
         trained = (record.global_step or 0) >= config.experiment.total_timesteps
         published = config.experiment.published
-        record.begin_segment(flow.get("flow_run_id"))
+        record.begin_segment(flow.get("flow_run_id"), config.experiment.total_timesteps)
         self.save(
             run_id=config.run_id,
             run_dir=str(self.dir),
             status="running",
+            error=None,
             name=config.name,
             algorithm=config.algorithm.name,
             env=config.env.id,
@@ -133,6 +133,7 @@ class Run:
             "wandb_run_id": self.logger.run_id,
             "wandb_path": self.logger.path,
             "flow_run_id": self.record.flow_run_id,
+            **({"extensions": extensions} if (extensions := self.record.extensions) else {}),
         }
 
 
@@ -146,13 +147,14 @@ def open_run(experiment: Experiment) -> Iterator[Run]:
     config, folder = experiment.config, experiment.config.run_dir
     if config.resume == "never":
         _start_afresh(config)
+    _check_same_experiment(config, _stored_checkpoints(config))
     make_folder(folder)
     with (
         leased_folder(folder) as lease,
         listening(config.checkpoint.deadline) as stop,
         leased_store(config, stop) as store_lease,
     ):
-        _check_same_experiment(config)
+        _check_same_experiment(config, checkpoints.local_checkpoints(folder))
         for left in unfinished_files(folder):
             left.unlink()
         write_description(experiment)
@@ -178,7 +180,8 @@ def _opened(run: Run) -> Iterator[Run]:
     except BaseException as error:
         run.stop.disarm()
         stopped = isinstance(error, Interrupted | KeyboardInterrupt)
-        run.save(status="interrupted" if stopped else "failed", finished_at=utc_now())
+        said = None if stopped else in_a_line(error)
+        run.save(status="interrupted" if stopped else "failed", error=said, finished_at=utc_now())
         raise
 
 
@@ -206,11 +209,23 @@ def make_folder(folder: Path) -> None:
         raise ConfigError(f"runs_dir: cannot write in {folder}: {error.strerror}.") from None
 
 
-def _check_same_experiment(config: Config) -> None:
-    """Raise `ConfigError` if the run's folder holds another experiment; nothing has been written yet."""
-    before = config.run_dir / DESCRIPTION
-    if before.exists() and checkpoints.local_checkpoints(config.run_dir):
-        check_same_experiment(config, yaml.safe_load(before.read_text()))
+def _check_same_experiment(config: Config, found: Sequence[Checkpoint]) -> None:
+    """Raise `ConfigError` if the checkpoints of the run are another experiment's; nothing has been written yet."""
+    if found:
+        check_same_experiment(config, found[-1].manifest.config)
+
+
+def _stored_checkpoints(config: Config) -> list[Checkpoint]:
+    """Return the run's checkpoints in ``storage.url``; none where that cannot be reached, or the folder has some."""
+    if checkpoints.local_checkpoints(config.run_dir):
+        return []
+    try:
+        store = checkpoints.store_of(config)
+        return [] if store is None else checkpoints.list_checkpoints(store)
+    except Exception as error:
+        if not is_transient(error):
+            raise
+        return []
 
 
 def _start_afresh(config: Config) -> None:

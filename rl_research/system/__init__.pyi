@@ -15,6 +15,7 @@ from .processes import (
     machine_id as machine_id,
     started_at as started_at,
     when_parent_ends as when_parent_ends,
+    when_process_ends as when_process_ends,
 )
 from .retry import retry_call as retry_call
 from .secrets import (

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -34,6 +35,18 @@ def when_parent_ends(descriptor: int, action: Callable[[], object], parent: int 
         action()
 
     threading.Thread(target=watch, daemon=True, name="parent watch").start()
+
+
+def when_process_ends(pid: int, action: Callable[[], object]) -> None:
+    """Call *action* in a thread when the process *pid*, which need not be the parent, has ended."""
+    began = started_at(pid)
+
+    def watch() -> None:
+        while started_at(pid) == began:
+            time.sleep(_POLL)
+        action()
+
+    threading.Thread(target=watch, daemon=True, name=f"watch of process {pid}").start()
 
 
 @contextmanager

@@ -1,4 +1,5 @@
 from .logger import ExperimentLogger as ExperimentLogger
+from .media import video_frames as video_frames
 from .provenance import (
     current_flow_run as current_flow_run,
     git_state as git_state,

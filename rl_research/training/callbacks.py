@@ -12,12 +12,13 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from stable_baselines3.common import callbacks as sb3
-from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, sync_envs_normalization
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, sync_envs_normalization
 from tqdm import tqdm
 
 from rl_research import checkpoints
@@ -26,7 +27,7 @@ from rl_research.errors import CannotRender, Diverged, Interrupted
 from rl_research.system import write_atomically
 from rl_research.tracking import MODEL, NORMALIZER, BaseCallback, StepClock, policy_files, write_row
 from rl_research.training import replay_buffer, snapshot
-from rl_research.training.evaluation import evaluate, film_episode, frames_per_second
+from rl_research.training.evaluation import evaluate, film_episode, filming, frames_per_second
 
 if TYPE_CHECKING:
     import gymnasium as gym
@@ -218,7 +219,7 @@ class VideoRecorderCallback(_Periodic):
         deterministic: bool = True,
         *,
         max_steps: int = 1_000,
-        log_video: Callable[[str, NDArray[np.uint8], int, int], None],
+        log_video: Callable[[str, NDArray[np.uint8], float, int], None],
         stop: Callable[[], bool] = lambda: False,
     ):
         super().__init__(render_freq)
@@ -233,13 +234,13 @@ class VideoRecorderCallback(_Periodic):
     def _act(self) -> None:
         step = self.model.num_timesteps
         try:
-            frames = np.concatenate([self._episode() for _ in range(self.n_eval_episodes)])
+            with filming():
+                frames = np.concatenate([self._episode() for _ in range(self.n_eval_episodes)])
+                self.log_video("eval/video", frames, frames_per_second(self.eval_env), step)
         except _Abandoned:
             return  # it stays due
         except CannotRender as error:
             _log.warning("no film at step %d: %s", step, error)
-        else:
-            self.log_video("eval/video", frames, frames_per_second(self.eval_env), step)
         self._clock.done(self.model)
 
     def _episode(self) -> NDArray[np.uint8]:
@@ -280,6 +281,15 @@ class EvalCallback(sb3.EvalCallback):
         self._clock = StepClock(self.eval_freq)
         self._go_on = True
         self._successes: list[bool] = []
+
+    def _init_callback(self) -> None:
+        with warnings.catch_warnings():
+            if isinstance(self.training_env.unwrapped, SubprocVecEnv):  # ours play their episodes in this process
+                warnings.filterwarnings("ignore", message="Training and eval env are not of the same type")
+            super()._init_callback()
+        if self.best_model_save_path is not None:  # which SB3 has made; it comes with its first model
+            with suppress(OSError):
+                Path(self.best_model_save_path).rmdir()
 
     def _on_training_start(self) -> None:
         super()._on_training_start()  # SB3 passes it on to `callback_after_eval`
@@ -380,6 +390,11 @@ class EvalCallback(sb3.EvalCallback):
             out = io.BytesIO()
             np.savez(out, **{name: values for name, values in arrays.items() if values})
             write_atomically(Path(f"{self.log_path}.npz"), out.getvalue())
+
+    def keep_any(self) -> None:
+        """Keep the model as it is now as the best one if no evaluation has found one yet."""
+        if self.best_model_save_path is not None and not Path(self.best_model_save_path, "best_model.zip").exists():
+            self._keep_best()
 
     def _keep_best(self) -> None:
         if self.best_model_save_path is not None:

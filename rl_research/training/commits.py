@@ -34,14 +34,15 @@ class Commits:
         self.newest = checkpoint
         self.segment = checkpoint.manifest.segment + 1
         self._resumed_from = checkpoint.name
+        self._record(checkpoint)  # which another machine may have committed
 
-    def describe_resume(self, step: int) -> None:
-        """Say in the W&B run and in the record how this segment continues from *step*."""
+    def describe_resume(self, step: int, failure: str | None) -> None:
+        """Say in the W&B run and in the record how this segment continues from *step*; *failure*: after which."""
         assert self.newest is not None
-        mode = self.newest.manifest.resume_mode
+        mode = "boundary" if failure else self.newest.manifest.resume_mode
         how = {
             "resume_mode": mode,
-            "resume_reason": self.newest.manifest.resume_reason,
+            "resume_reason": failure or self.newest.manifest.resume_reason,
             "resumed_at": step,
             "segment": self.segment,
         }
@@ -83,6 +84,9 @@ class Commits:
             self.uploads.add(checkpoint)
             in_use = self.uploads.in_use()
         checkpoints.prune(self.run.dir, checkpoints.Retention.of(self.run.config), in_use)
+        self._record(checkpoint)
+
+    def _record(self, checkpoint: checkpoints.Checkpoint) -> None:
         self.run.save(
             global_step=checkpoint.global_step,
             checkpoint=checkpoint.address,

@@ -6,42 +6,54 @@ import copyreg
 import io
 import os
 import pickle
-import signal
 from contextlib import closing
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
 
 from rl_research.config import Config, did_you_mean
 from rl_research.errors import CannotRender, ConfigError
+from rl_research.training.env_wrappers import InWorker, Reporting
 
 if TYPE_CHECKING:
     from stable_baselines3.common.vec_env import VecEnv
 
 
-class SeededEpisodes(gym.Wrapper[Any, Any, Any, Any]):
+_MAX_STEPS = 100_000  # of an evaluation's episode, where neither the environment nor the configuration has a limit
+
+
+class SeededEpisodes(Reporting):
     """Reset the k-th time with seed ``first + k * stride``, whatever seed is asked for.
 
     So episode k is the same episode however many copies share the work, and an evaluation depends on
-    nothing but the policy.
+    nothing but the policy. An episode of *max_steps* steps is cut there, and counted in `cut`.
     """
 
-    def __init__(self, env: gym.Env[Any, Any], first: int, stride: int = 1):
+    def __init__(self, env: gym.Env[Any, Any], first: int, stride: int = 1, max_steps: int | None = None):
         super().__init__(env)
-        self.first, self.stride = first, stride
+        self.first, self.stride, self.max_steps = first, stride, max_steps
         self.next_seed = first
+        self.cut = 0
 
     def restart_episodes(self) -> None:
         """Begin the series again."""
-        self.next_seed = self.first
+        self.next_seed, self.cut = self.first, 0
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
         """Start the next episode of the series; *seed* is not asked for."""
         seed, self.next_seed = self.next_seed, self.next_seed + self.stride
-        return self.env.reset(seed=seed, options=options)
+        return super().reset(seed=seed, options=options)
+
+    def step(self, action: Any) -> Any:
+        """Take one step; the last one that an episode may have truncates it."""
+        observation, reward, terminated, truncated, info = super().step(action)
+        if self.steps == self.max_steps and not (terminated or truncated):
+            self.cut, truncated = self.cut + 1, True
+        return observation, reward, terminated, truncated, info
 
 
-class Restorable(gym.Wrapper[Any, Any, Any, Any]):
+class Restorable(Reporting):
     """Pickle the environment inside and take it back, in a worker process as well as in this one."""
 
     def capture_state(self) -> tuple[bytes | None, str | None]:
@@ -87,30 +99,25 @@ def put_state(env: object, state: dict[str, Any]) -> None:
     vars(env).update(state)
 
 
-class RestorableInWorker(Restorable):
-    """`Restorable` in a worker process, which leaves the signals of its process group to the main one."""
-
-    def __init__(self, env: gym.Env[Any, Any]):
-        super().__init__(env)
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-            signal.signal(number, signal.SIG_IGN)
+def _in_worker(trainer: int, env: gym.Env[Any, Any]) -> gym.Env[Any, Any]:
+    return InWorker(Restorable(env), trainer)
 
 
 def training_env(config: Config) -> VecEnv:
     """Return ``env.n_envs`` copies, seeded ``seed, seed + 1, …``, normalised if the config says so."""
     from stable_baselines3.common.env_util import make_vec_env
-    from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
+
+    from rl_research.training.vec_envs import ReportingDummyVecEnv, ReportingSubprocVecEnv
 
     in_workers = config.env.vec_env == "subproc"
     venv = make_vec_env(
-        config.env.id,
+        partial(_make, config),
         n_envs=config.env.n_envs,
         seed=config.experiment.seed,
-        env_kwargs=_make_arguments(config),
-        vec_env_cls=SubprocVecEnv if in_workers else DummyVecEnv,
-        wrapper_class=RestorableInWorker if in_workers else Restorable,
+        vec_env_cls=ReportingSubprocVecEnv if in_workers else ReportingDummyVecEnv,
+        wrapper_class=partial(_in_worker, os.getpid()) if in_workers else Restorable,
     )
-    return normalized(config, venv, training=True)
+    return _wrapped(config, venv, training=True)
 
 
 def evaluation_env(config: Config, first_seed: int, copies: int) -> VecEnv:
@@ -119,34 +126,59 @@ def evaluation_env(config: Config, first_seed: int, copies: int) -> VecEnv:
     SB3's `evaluate_policy` gives what does not divide to the last copies, so the last begins.
     """
     from stable_baselines3.common.monitor import Monitor
-    from stable_baselines3.common.vec_env import DummyVecEnv
+
+    from rl_research.training.vec_envs import ReportingDummyVecEnv
 
     def copy(i: int) -> gym.Env[Any, Any]:
-        env = gym.make(config.env.id, **_make_arguments(config))
-        return Monitor(SeededEpisodes(env, first_seed + copies - 1 - i, copies))
+        env = _make(config)
+        limit = config.evaluation.max_steps or (env.spec and env.spec.max_episode_steps) or _MAX_STEPS
+        return Monitor(SeededEpisodes(env, first_seed + copies - 1 - i, copies, limit))
 
-    venv = DummyVecEnv([lambda i=i: copy(i) for i in range(copies)])  # type: ignore[misc]  # mypy cannot type a defaulted lambda
-    return normalized(config, venv, training=False)
+    return _wrapped(config, ReportingDummyVecEnv([partial(copy, i) for i in range(copies)]), training=False)
 
 
 def film_env(config: Config, seed: int) -> VecEnv:
-    """Return one environment that renders to arrays and shares nothing with any other."""
-    from stable_baselines3.common.vec_env import DummyVecEnv
+    """Return one environment that renders to arrays and shares nothing with any other.
+
+    Raises `CannotRender` unless it says that it renders to arrays, and takes the argument that asks for it.
+    """
+    from rl_research.training.vec_envs import ReportingDummyVecEnv
 
     if not {"DISPLAY", "WAYLAND_DISPLAY"} & os.environ.keys():
         os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # arrays need no screen to complain about
 
+    with closing(check_env(config, disable_env_checker=True)) as env:
+        if "rgb_array" not in (env.metadata or {}).get("render_modes", ()):
+            raise CannotRender(f"{config.env.id} does not render to arrays")
+
     def copy() -> gym.Env[Any, Any]:
-        env = gym.make(config.env.id, **{**_make_arguments(config), "render_mode": "rgb_array"})
-        return SeededEpisodes(env, seed)
+        try:
+            return SeededEpisodes(_make(config, render_mode="rgb_array", disable_env_checker=True), seed)
+        except TypeError as error:
+            if "render_mode" not in str(error):
+                raise
+            raise CannotRender(f"{config.env.id} says that it renders, but takes no argument render_mode") from None
 
-    return normalized(config, DummyVecEnv([copy]), training=False)
+    return _wrapped(config, ReportingDummyVecEnv([copy]), training=False)
 
 
-def normalized(config: Config, venv: VecEnv, *, training: bool) -> VecEnv:
-    """Wrap *venv* in a VecNormalize if the config asks for one; frozen and unscaled when not training."""
-    from stable_baselines3.common.vec_env import VecNormalize
+def _make(config: Config, **more: Any) -> gym.Env[Any, Any]:
+    """Make one copy, the same for whatever it is used."""
+    limit = config.env.max_episode_steps
+    bounds = {} if limit is None else {"max_episode_steps": limit}
+    return gym.make(config.env.id, **{**config.env.kwargs, **bounds, **more})
 
+
+def _wrapped(config: Config, venv: VecEnv, *, training: bool) -> VecEnv:
+    """Wrap *venv* as all are wrapped: images channels-first, and normalised if the config says so.
+
+    SB3 adds a VecTransposeImage to training's alone, and outside of VecNormalize, so that the two differ. A
+    VecNormalize that does not train is frozen and leaves rewards unscaled.
+    """
+    from stable_baselines3.common.vec_env import VecNormalize, VecTransposeImage
+
+    if _has_images_to_transpose(venv.observation_space):
+        venv = VecTransposeImage(venv)
     if config.env.normalize is False:
         return venv
     given = {} if config.env.normalize is True else dict(config.env.normalize)
@@ -160,11 +192,14 @@ def normalized(config: Config, venv: VecEnv, *, training: bool) -> VecEnv:
         raise ConfigError(f"env.normalize={config.env.normalize}: {error}") from None
 
 
-def check_env(config: Config) -> gym.Env[Any, Any]:
-    """Return one copy. Raises `ConfigError` if the id or the arguments are wrong or a package is missing."""
+def check_env(config: Config, **more: Any) -> gym.Env[Any, Any]:
+    """Return one copy, made with *more* arguments.
+
+    Raises `ConfigError` if the id or the arguments are wrong or a package is missing.
+    """
     env_id = config.env.id
     try:
-        return gym.make(env_id, **_make_arguments(config))
+        return _make(config, **more)
     except (gym.error.NameNotFound, gym.error.NamespaceNotFound, gym.error.VersionNotFound) as error:
         hint = did_you_mean(env_id, list(gym.registry)) or f" {' '.join(str(error).split())}"
         raise ConfigError(f"env.id={env_id}: no such environment is registered.{hint}") from None
@@ -184,13 +219,9 @@ def reward_threshold(config: Config) -> float | None:
     return None if threshold is None else float(threshold)
 
 
-def check_can_film(config: Config) -> None:
-    """Raise `CannotRender` unless the environment says that it renders to arrays."""
-    with closing(check_env(config)) as env:
-        if "rgb_array" not in env.metadata.get("render_modes", ()):
-            raise CannotRender(f"{config.env.id} does not render to arrays")
+def _has_images_to_transpose(space: gym.Space[Any]) -> bool:
+    """Return whether SB3 would put a VecTransposeImage around observations of *space*."""
+    from stable_baselines3.common.preprocessing import is_image_space, is_image_space_channels_first
 
-
-def _make_arguments(config: Config) -> dict[str, Any]:
-    limit = config.env.max_episode_steps
-    return {**config.env.kwargs, **({} if limit is None else {"max_episode_steps": limit})}
+    parts = space.spaces.values() if isinstance(space, gym.spaces.Dict) else [space]
+    return any(is_image_space(part) and not is_image_space_channels_first(part) for part in parts)  # type: ignore[arg-type]  # an image space is a Box

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from rl_research.checkpoints import Checkpoint, Scores
 from rl_research.config import Config, check_algorithm
-from rl_research.errors import CannotRender, CheckpointDamaged, ConfigError
-from rl_research.tracking import MODEL, STATISTICS, restore_statistics
+from rl_research.errors import CannotRender, CheckpointDamaged, ConfigError, Interrupted, RLResearchError, in_a_line
+from rl_research.tracking import MODEL, STATISTICS, restore_statistics, video_frames
 from rl_research.training import envs, models
 from rl_research.training.randomness import untouched_randomness
 
@@ -20,6 +22,9 @@ if TYPE_CHECKING:
     from stable_baselines3.common.base_class import BaseAlgorithm
     from stable_baselines3.common.vec_env import VecEnv
 
+_log = logging.getLogger(__name__)
+
+_MAX_FPS = 1000
 COPIES = 8  # at most; a constant: the size of a batch can change the last bit of an action
 
 
@@ -51,7 +56,18 @@ def evaluate(
         )
     assert isinstance(returns, list)
     assert isinstance(lengths, list)
+    if env.has_attr("cut") and (cut := sum(env.get_attr("cut"))):
+        _say_cut(cut, max(env.get_attr("max_steps")))
     return Scores.of(returns, lengths, first_seed, deterministic)
+
+
+@cache
+def _say_cut(episodes: int, max_steps: int) -> None:
+    _log.warning(
+        "%d of the episodes of an evaluation did not end within %d steps and were cut there; "
+        "env.max_episode_steps=N gives every episode an end, evaluation.max_steps=N these alone",
+        episodes, max_steps,
+    )  # fmt: skip
 
 
 def evaluate_model(
@@ -96,8 +112,8 @@ def film_episode(
 ) -> NDArray[np.uint8]:
     """Play one episode in *env* (one copy, rendering to arrays) and return its frames (T, H, W, C), uint8.
 
-    Training's random generators and normaliser are left as they were. *on_step* may raise to stop.
-    Raises `CannotRender` where drawing fails.
+    Training's random generators and normaliser are left as they were. *on_step* may raise to stop. Call it in
+    `filming`, which tells apart what a film may cost.
     """
     _restart_episodes(env)
     with untouched_randomness(model, 0):
@@ -115,22 +131,38 @@ def film_episode(
     return np.stack(frames)
 
 
-def frames_per_second(env: VecEnv) -> int:
-    """Return the speed at which *env* asks to be shown."""
-    return int(env.get_attr("metadata")[0].get("render_fps", 30))
+def frames_per_second(env: VecEnv) -> float:
+    """Return the speed at which *env* asks to be shown, 30 where it names none that can be shown."""
+    found = (env.get_attr("metadata")[0] or {}).get("render_fps")
+    return float(found) if isinstance(found, int | float) and 0 < found <= _MAX_FPS else 30.0
+
+
+@contextmanager
+def filming() -> Iterator[None]:
+    """Raise `CannotRender`, with the reason in a line, for whatever fails in the block; a film costs no run."""
+    try:
+        yield
+    except (CannotRender, Interrupted):
+        raise
+    except Exception as error:
+        said = str(error) if isinstance(error, RLResearchError) else f"{type(error).__name__}: {error}"
+        gl = any(word in said for word in ("OpenGL", "GLFW", "EGL", "OSMesa", "gladLoadGL"))
+        remedy = " MuJoCo without a display needs the variable MUJOCO_GL=egl or osmesa." if gl else ""
+        raise CannotRender(f"{in_a_line(said).rstrip('.')}.{remedy} video.enabled=false asks for no film.") from error
 
 
 def _frame(env: VecEnv) -> NDArray[np.uint8]:
-    try:
-        frame = env.render()
-    except Exception as error:
-        raise CannotRender(
-            f"drawing failed ({type(error).__name__}: {error}). MuJoCo without a display needs the "
-            "variable MUJOCO_GL=egl or osmesa; video.enabled=false asks for no film."
-        ) from error
+    """Return what *env* shows, as uint8 of shape (H, W, 3)."""
+    frame = env.env_method("render")[0]  # SB3's own `render` makes a black picture of floats
+    if isinstance(frame, list):
+        frame = frame[-1] if frame else None
     if frame is None:
-        raise ValueError("the environment renders no arrays; make it with render_mode='rgb_array'")
-    return np.asarray(frame, dtype=np.uint8)
+        raise CannotRender("render() shows nothing; the environment needs render_mode='rgb_array'")
+    picture = np.asarray(frame)
+    if picture.dtype.kind == "f" and picture.size and picture.max() > 1:  # 0 to 255, though not as uint8
+        picture = picture.astype(np.uint8)
+    shown: NDArray[np.uint8] = video_frames(picture[None], "what render() returns")[0]
+    return shown
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """Where a run goes on: its newest valid checkpoint, on this machine or in its storage."""
 
 import logging
+from dataclasses import dataclass
 from pathlib import Path
 
 from rl_research import checkpoints
@@ -20,6 +21,27 @@ _BESIDE = {
     "best_model/vecnormalize.pkl": "best_vecnormalize.pkl",
     "evaluations.npz": "evaluations.npz",
 }
+
+
+@dataclass(frozen=True)
+class ResumePoint:
+    """Where a run goes on: at a *checkpoint*, None for the beginning.
+
+    *failure* is the line of an environment that has failed. The environments are then made anew, for those in the
+    checkpoint would fail at the same step again.
+    """
+
+    checkpoint: Checkpoint | None
+    failure: str | None = None
+
+
+def find_resume_point(run: Run, failure: str | None = None) -> ResumePoint:
+    """Return where *run* goes on, after what a killed process has left half-written is removed.
+
+    A checkpoint that lies in ``storage.url`` alone is fetched; connection failures are raised as they come.
+    """
+    checkpoints.sweep(run.dir)
+    return ResumePoint(newest_valid(run), failure)
 
 
 def newest_valid(run: Run) -> Checkpoint | None:

@@ -53,10 +53,11 @@ def capture(model: BaseAlgorithm, callbacks: Mapping[str, Any]) -> tuple[dict[st
 
 
 class Snapshot:
-    """A captured state on its way back into a newly built algorithm."""
+    """A captured state on its way back into a newly built algorithm; *anew* leaves its environments out."""
 
-    def __init__(self, read: Callable[[str], bytes], segments: Sequence[str] = ()):
+    def __init__(self, read: Callable[[str], bytes], segments: Sequence[str] = (), *, anew: bool = False):
         self._read = read
+        self._anew = anew
         self._segments = segments
         self._state: dict[str, Any] = pickle.loads(read(STATE))
         self.callbacks: dict[str, Any] = self._state["callbacks"]
@@ -64,7 +65,7 @@ class Snapshot:
     @property
     def exact(self) -> bool:
         """Whether the environments can be put back, so that no bit will differ."""
-        return self._state["environments"] is not None
+        return self._state["environments"] is not None and not self._anew
 
     def into(self, fresh: BaseAlgorithm, env: VecEnv, env_seed: int) -> BaseAlgorithm:
         """Return an algorithm like *fresh* that goes on in *env* where the captured one was.

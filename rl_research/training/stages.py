@@ -6,19 +6,21 @@ train -> score -> film -> announce -> report, with uploads beside them (`rl_rese
 
 import json
 import logging
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
 from rl_research import checkpoints
 from rl_research.checkpoints import Checkpoint, Scores
 from rl_research.config import Experiment
-from rl_research.errors import CannotRender
+from rl_research.errors import CannotRender, EnvironmentFailed
 from rl_research.report import write_report
 from rl_research.runs import SCORES, Run, open_run
 from rl_research.system import write_atomically
 from rl_research.training import envs, evaluation
-from rl_research.training.evaluation import film_episode, frames_per_second
+from rl_research.training.evaluation import film_episode, filming, frames_per_second
 from rl_research.training.preparation import Prepared
+from rl_research.training.resume import find_resume_point
 from rl_research.training.trainer import train_run
 from rl_research.uploads import announce, background_uploads
 
@@ -27,9 +29,32 @@ _log = logging.getLogger(__name__)
 
 def run_all_stages(experiment: Experiment, prepared: Prepared | None = None) -> Run:
     """Take the run of *experiment* through every stage, here and now; *prepared* is for `train_run`."""
+    return with_restarts(experiment, lambda failure: _run_all_stages(experiment, prepared, failure))
+
+
+def with_restarts(experiment: Experiment, attempt: Callable[[str | None], Run]) -> Run:
+    """Return the run that *attempt* makes; make it again, as often as ``env.restarts``, if an environment fails.
+
+    *attempt* opens the run, which gives it a logger and a segment of its own, as a new process would. It is called
+    with the line of the failure before.
+    """
+    failure = None
+    for left in reversed(range(experiment.config.env.restarts + 1)):
+        try:
+            return attempt(failure)
+        except EnvironmentFailed as error:
+            if not left:
+                raise
+            failure = str(error)
+            _log.warning("%s The run goes on from its last checkpoint; %d more restarts are allowed.", error, left - 1)
+    raise AssertionError("the last try returns or raises")
+
+
+def _run_all_stages(experiment: Experiment, prepared: Prepared | None, failure: str | None) -> Run:
     with open_run(experiment) as run:
         with background_uploads(run) as uploads:
-            checkpoint = train_run(run, uploads=uploads, prepared=prepared)
+            point = find_resume_point(run, failure)
+            checkpoint = train_run(run, uploads=uploads, prepared=prepared, resume_point=point)
             if score_checkpoint(run, checkpoint) is not None:
                 uploads.add(checkpoint)  # the manifest alone is sent again, with the score
             film_checkpoint(run, checkpoint)
@@ -63,18 +88,17 @@ def film_checkpoint(run: Run, checkpoint: Checkpoint) -> bool:
         run.logger.log_video("final/video", filmed, step=step)
         return True
     try:
-        envs.check_can_film(config)
         with (
             evaluation.loaded_policy(checkpoint, config) as model,
+            filming(),
             closing(envs.film_env(config, config.evaluation.seed)) as env,
         ):
             how = (config.video.max_steps, config.evaluation.deterministic)
             frames = film_episode(model, env, *how, on_step=run.stop.raise_if_requested)
-            fps = frames_per_second(env)
+            run.logger.log_video("final/video", frames, fps=frames_per_second(env), step=step)
     except CannotRender as error:
         _log.warning("no film: %s", error)
         return False
-    run.logger.log_video("final/video", frames, fps=fps, step=step)
     return True
 
 

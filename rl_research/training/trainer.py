@@ -12,12 +12,13 @@ from stable_baselines3.common.logger import Logger
 
 from rl_research import checkpoints
 from rl_research.checkpoints import Scores
-from rl_research.errors import Interrupted
+from rl_research.errors import CannotRender, Interrupted
 from rl_research.runs import PROGRESS, Run, check_same_experiment
 from rl_research.tracking import ProgressFile, RowWriter, values_of_row
 from rl_research.training import callbacks, envs, evaluation, previous_segments, resume
 from rl_research.training.commits import Commits
 from rl_research.training.preparation import Prepared, build
+from rl_research.training.resume import ResumePoint
 from rl_research.training.snapshot import Snapshot
 
 if TYPE_CHECKING:
@@ -38,11 +39,12 @@ def train_run(
     on_progress: Callable[[int, int], None] = lambda step, total: None,
     uploads: UploadQueue | None = None,
     prepared: Prepared | None = None,
+    resume_point: ResumePoint | None = None,
 ) -> checkpoints.Checkpoint:
     """Train *run*'s experiment and return its last checkpoint.
 
-    A run that has checkpoints goes on from the newest that is valid. *prepared* is what `preflight` has
-    built in this process; without one, and where it has been used already, as by the try before a retry,
+    It goes on at *resume_point*, else where `find_resume_point` says. *prepared* is what `preflight` has
+    built in this process; without one, and where it has been used already, as by the try before a restart,
     training builds its own. *on_progress* gets the steps done and their total at every rollout start. Each
     new checkpoint is handed to *uploads*. Raises `Interrupted` when a signal has asked the run to stop: at
     the next rollout start, after a commit.
@@ -50,7 +52,8 @@ def train_run(
     env, model = (prepared and prepared.take(run.config)) or build(run.config)
     with closing(env):
         run.save(reward_threshold=envs.reward_threshold(run.config))
-        with closing(Segment(run, env, model, on_progress, uploads)) as segment:
+        point = resume_point or resume.find_resume_point(run)
+        with closing(Segment(run, env, model, on_progress, uploads, point)) as segment:
             return segment.finish()
 
 
@@ -64,6 +67,7 @@ class Segment:
         model: BaseAlgorithm,
         on_progress: Callable[[int, int], None],
         uploads: UploadQueue | None,
+        resume_point: ResumePoint,
     ):
         config = run.config
         self.run = run
@@ -87,11 +91,11 @@ class Segment:
         self.progress = callbacks.ProgressCallback(self.total, config.name, on_progress)
         self._first: list[BaseCallback] = []
         self._pending: Mapping[str, Any] = {}
-        checkpoints.sweep(run.dir)
-        newest = resume.newest_valid(run)
-        if newest is not None:
-            self._continue_from(newest, env)
-        self._open_rows(newest)
+        if resume_point.checkpoint is not None:
+            self._continue_from(resume_point.checkpoint, env, resume_point.failure)
+        elif resume_point.failure is not None:
+            env.seed(self._seed_of_segment(resume_point.failure))
+        self._open_rows(resume_point.checkpoint)
 
     def finish(self) -> checkpoints.Checkpoint:
         """Train to the end of the budget, unless that has been done, and return the last checkpoint."""
@@ -104,6 +108,8 @@ class Segment:
         elif self.evaluations is not None:  # what a stop or a kill just before the end has left undone
             self.evaluations.init_callback(self.model)
             self.evaluations.on_rollout_start()
+        if self.evaluations is not None:
+            self.evaluations.keep_any()
         self.rows.flush()
         assert self.commits.newest is not None
         return self.commits.newest
@@ -151,17 +157,15 @@ class Segment:
         pending = {name: dict(getattr(self.model.logger, name)) for name in _PENDING}
         return {**states, "row": (dict(self.rows.row), self.rows.step), "pending": pending}
 
-    def _continue_from(self, newest: checkpoints.Checkpoint, env: VecEnv) -> None:
+    def _continue_from(self, newest: checkpoints.Checkpoint, env: VecEnv, failure: str | None) -> None:
         check_same_experiment(self.run.config, newest.manifest.config)
         self.commits.continue_from(newest)
-        snapshot = Snapshot(newest.read, newest.segments)
-        entropy = [self.run.config.experiment.seed, self.commits.segment]
-        env_seed = int(np.random.SeedSequence(entropy).generate_state(1)[0]) >> 1
-        self.model = snapshot.into(self.model, env, env_seed)
+        snapshot = Snapshot(newest.read, newest.segments, anew=failure is not None)
+        self.model = snapshot.into(self.model, env, self._seed_of_segment(failure))
         self._first = [snapshot.at_first_rollout()]
         # A boundary resume has marked a row, so its replay segments are written anew.
         self.checkpoints.newest = newest if snapshot.exact else None
-        self.commits.describe_resume(self.model.num_timesteps)
+        self.commits.describe_resume(self.model.num_timesteps, failure)
         for name, callback in self._stateful().items():
             if callback is not None and snapshot.callbacks[name] is not None:
                 callback.restore(snapshot.callbacks[name])
@@ -171,6 +175,12 @@ class Segment:
         if not snapshot.exact:
             previous_segments.forget_relived(self.run, self.rows.step, newest.global_step)
         _log.info("resuming at step %d from %s", self.model.num_timesteps, newest.address)
+
+    def _seed_of_segment(self, failure: str | None) -> int:
+        """Return a seed for environments that begin anew; after a *failure* none that has led to one."""
+        entropy = [self.run.config.experiment.seed, self.commits.segment]
+        entropy += [] if failure is None else [len(self.run.record.segments)]
+        return int(np.random.SeedSequence(entropy).generate_state(1)[0]) >> 1
 
     def _open_rows(self, newest: checkpoints.Checkpoint | None) -> None:
         """Take back the rows that are lived again, and give W&B those that it does not have."""
@@ -198,10 +208,16 @@ def _evaluations(run: Run, on_scores: Callable[[Scores, int], None]) -> callback
     )
 
 
-def _films(run: Run) -> callbacks.VideoRecorderCallback:
+def _films(run: Run) -> callbacks.VideoRecorderCallback | None:
     config = run.config
+    try:
+        with evaluation.filming():
+            env = envs.film_env(config, config.evaluation.seed)
+    except CannotRender as error:
+        _log.warning("no films: %s", error)
+        return None
     return callbacks.VideoRecorderCallback(
-        envs.film_env(config, config.evaluation.seed),
+        env,
         config.video.every,
         deterministic=config.evaluation.deterministic,
         max_steps=config.video.max_steps,

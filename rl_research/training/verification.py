@@ -21,7 +21,7 @@ def verify(checkpoint: Checkpoint, *, evaluate: bool = False, trust_env: bool = 
         raise CheckpointDamaged(
             f"{checkpoint.address}: parameters_sha256 is {parameters}, where the manifest says {expected}"
         )
-    found = {
+    found: dict[str, Any] = {
         "checkpoint": checkpoint.address,
         "global_step": checkpoint.global_step,
         "files": len(checkpoint.files),
@@ -29,6 +29,8 @@ def verify(checkpoint: Checkpoint, *, evaluate: bool = False, trust_env: bool = 
         "parameters_sha256": parameters,
         "resume_mode": checkpoint.manifest.resume_mode,
     }
+    if extensions := (checkpoint.manifest.model_extra or {}).get("extensions"):
+        found["extensions"] = extensions  # a run from the beginning has other schedules, and other bits
     return {**found, "scores": _played_again(checkpoint, trust_env)} if evaluate else found
 
 

@@ -1,0 +1,94 @@
+"""Wrappers that every environment gets: they say what it has raised, and at which step of which episode."""
+
+import os
+import signal
+import traceback
+from typing import Any
+
+import gymnasium as gym
+
+from rl_research.errors import EnvironmentFailed
+from rl_research.system import when_process_ends
+
+FAILURE = "rl_research_failure"  # key of an `info` in which a worker hands its environment's error on
+_FOR_TRAINER = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")  # signals of the process group that the trainer answers
+_AROUND = {"rl_research", "stable_baselines3", "gymnasium"}  # packages whose frames lead to an environment's
+
+
+class Reporting(gym.Wrapper[Any, Any, Any, Any]):
+    """Raise what the environment inside raises as `EnvironmentFailed`, and know where its episode is."""
+
+    def __init__(self, env: gym.Env[Any, Any]):
+        super().__init__(env)
+        self._seed: int | None = None
+        self._episode = self.steps = 0
+        self._ended = ""
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        """Begin an episode."""
+        self._ended = self.place()
+        self._episode = self._episode + 1 if seed is None else 0
+        self._seed, self.steps = self._seed if seed is None else seed, 0
+        try:
+            return self.env.reset(seed=seed, options=options)
+        except (Exception, SystemExit) as error:  # noqa: BLE001  # whatever it is, it is the environment's
+            raise self._failure("reset", error) from None
+
+    def step(self, action: Any) -> Any:
+        """Take one step of it."""
+        self.steps += 1
+        try:
+            return self.env.step(action)
+        except (Exception, SystemExit) as error:  # noqa: BLE001  # likewise
+            raise self._failure("step", error) from None
+
+    def place(self, *, ended: bool = False) -> str:
+        """Return the environment and where its episode is, for people; *ended*: where the one before has ended."""
+        if ended:
+            return self._ended
+        seed = "" if self._seed is None else f" with seed {self._seed}"
+        episode = f"episode {self._episode + 1} since the reset{seed}" if self._episode else f"the episode{seed}"
+        return f"{name_of(self)}, step {self.steps} of {episode}"
+
+    def _failure(self, method: str, error: BaseException) -> EnvironmentFailed:
+        if isinstance(error, EnvironmentFailed):
+            return error
+        frames = error.__traceback__
+        while frames and frames.tb_next and frames.tb_frame.f_globals.get("__name__", "").split(".")[0] in _AROUND:
+            frames = frames.tb_next
+        trace = "".join(traceback.format_exception(error.with_traceback(frames)))
+        said = " ".join(str(error).split())
+        what = f"{type(error).__name__}: {said}" if said else type(error).__name__
+        return EnvironmentFailed(f"{self.place()}: {method}() raised {what}.", trace)
+
+
+class InWorker(gym.Wrapper[Any, Any, Any, Any]):
+    """Hand the errors of a `Reporting` on from a worker process, which ends with the process *trainer*.
+
+    The signals of its process group are for that one.
+    """
+
+    def __init__(self, env: gym.Env[Any, Any], trainer: int):
+        super().__init__(env)
+        for name in _FOR_TRAINER:
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
+        when_process_ends(trainer, lambda: os._exit(1))
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        """Begin an episode; an error is in the `info`."""
+        try:
+            return self.env.reset(seed=seed, options=options)
+        except EnvironmentFailed as error:
+            return self.observation_space.sample(), {FAILURE: error}
+
+    def step(self, action: Any) -> Any:
+        """Take one step; an error is in the `info`."""
+        try:
+            return self.env.step(action)
+        except EnvironmentFailed as error:
+            return self.observation_space.sample(), 0.0, False, False, {FAILURE: error}
+
+
+def name_of(env: gym.Env[Any, Any]) -> str:
+    """Return how messages name *env*."""
+    return f"env.id={env.spec.id if env.spec else type(env.unwrapped).__name__}"
