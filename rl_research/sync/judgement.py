@@ -1,6 +1,6 @@
 """Verdict on a run that has been sent: by the evidence that wandb left, and by what the server has then.
 
-Where there is no evidence the verdict is "unverified". Pinned by ``tests/test_wandb_private.py``.
+Where there is no evidence the verdict is "unverified".
 """
 
 from rl_research.sync.job import Job

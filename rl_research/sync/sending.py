@@ -2,7 +2,7 @@
 
 W&B has no Python interface for this; its command is one. It answers 0 after nearly every failure, so
 nothing is read from its exit code but that it failed. wandb's private log has each request with rows, its
-acknowledgement, and as an error what was lost; `SyncLog` names its phrases.
+acknowledgement, and as an error what was lost; `SyncLog` names its phrases, pinned by ``tests/test_wandb_private.py``.
 """
 
 import json
