@@ -6,26 +6,18 @@ from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
 from typing import TypeVar
 
+from fsspec.callbacks import Callback
+
 T = TypeVar("T")
 _LOOKS = 8  # how often within the timeout the progress is looked at
 
 
-class Progress:
-    """Bytes of a transfer that have moved; fsspec takes it as a callback."""
-
-    def __init__(self) -> None:
-        self.moved = 0
-
-    def set_size(self, size: int | None) -> None:
-        """Do nothing: clients call it with the size of a file, which does not matter here."""
-
-    def relative_update(self, inc: int = 1) -> None:
-        """Count *inc* more bytes."""
-        self.moved += inc
+class Progress(Callback):  # type: ignore[misc]  # fsspec has no types
+    """Bytes of a transfer that have moved, as its `value`; it may be of several files side by side."""
 
     def absolute_update(self, value: int) -> None:
-        """Note that a file's transfer has come to byte *value*; with files side by side it only shows movement."""
-        self.moved += value
+        """Note that one of the files has come to byte *value*: what counts is that something has moved."""
+        self.relative_update(value)
 
 
 class Body(io.BytesIO):
@@ -48,14 +40,14 @@ async def unless_stalled(work: Callable[[], Awaitable[T]], progress: Progress, s
     Looks are counted, not seconds: a machine that slept or computed meanwhile has not waited.
     """
     task = asyncio.ensure_future(work())
-    moved, idle = progress.moved, 0
+    moved, idle = progress.value, 0
     try:
         while idle < _LOOKS:
             done, _ = await asyncio.wait({task}, timeout=seconds / _LOOKS)
             if done:
                 return await task
-            idle = idle + 1 if progress.moved == moved else 0
-            moved = progress.moved
+            idle = idle + 1 if progress.value == moved else 0
+            moved = progress.value
         raise TimeoutError(f"no progress in {seconds:g} seconds")
     finally:
         task.cancel()  # nothing to one that has ended
