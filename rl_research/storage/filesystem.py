@@ -24,11 +24,12 @@ from rl_research.storage import clients, fsspec_private, multipart
 from rl_research.storage.refusals import refusal, says_no_bucket
 from rl_research.storage.stalls import Progress, unless_stalled
 from rl_research.storage.transient import is_transient
-from rl_research.system import masked, without_password, write_atomically
+from rl_research.system import Attempt, countdown, masked, without_password, write_atomically
 
 MISSING = (FileNotFoundError, NotADirectoryError)
 _PLAIN = (*MISSING, IsADirectoryError)  # what a reader wants to know as it is
 _REACH, _CHANGES = "reach", ("write", "remove")
+_ARCHIVES = {"zip", "tar", "libarchive"}  # opened, they read what they stand on
 
 T = TypeVar("T")
 
@@ -74,7 +75,7 @@ class FileSystem:
     def ask(self, method: str, *arguments: Any, **more: Any) -> Any:
         """Return what the file system's *method* returns."""
         if not self.is_async:
-            return getattr(self.client, method)(*arguments, **more)
+            return self._in_time(lambda _: getattr(self.client, method)(*arguments, **more))
         return self.wait_for(lambda _: fsspec_private.coroutine(self.client, method)(*arguments, **more))
 
     def put(self, files: Sequence[tuple[Path, str]]) -> None:
@@ -95,7 +96,7 @@ class FileSystem:
     def fetch(self, path: str, target: Path) -> None:
         """Copy *path* to the local file *target*."""
         if not self.is_async:
-            self.client.get_file(path, str(target))
+            self._in_time(lambda progress: self.client.get_file(path, str(target), callback=progress))
             return
         more = {"chunksize": multipart.PART} if self.is_s3 else {}
         get_file = fsspec_private.coroutine(self.client, "get_file")
@@ -166,12 +167,25 @@ class FileSystem:
         In a chain, caches and folders are passed by: manifests and leases have to be read as they are
         now, and what is watched is the client itself.
         """
-        fs, root = fsspec.url_to_fs(self._given, **self._options)
+        is_archive = not _ARCHIVES.isdisjoint(clients.schemes(self._given))
+        fs, root = self._in_time(lambda _: fsspec.url_to_fs(self._given, **self._options), is_archive=is_archive)
         while isinstance(fs, CachingFileSystem | DirFileSystem):
             link: Any = fs
             root = fsspec_private.full_path(fs, root) if isinstance(fs, DirFileSystem) else root
             fs = link.fs
         return fs, root
+
+    def _in_time(self, work: Callable[[Progress], T], *, is_archive: bool | None = None) -> T:
+        """Return the result of *work*; that of an archive on top of another client, which may hang, is given up."""
+        progress = Progress()
+        if not (isinstance(self._client, AbstractArchiveFileSystem) if is_archive is None else is_archive):
+            return work(progress)
+        attempt, before = Attempt(lambda: work(progress)), progress.value
+        while not attempt.ended_within(countdown(self.timeout)):
+            if progress.value == before:
+                raise TimeoutError(f"no progress in {self.timeout:g} seconds")
+            before = progress.value
+        return attempt.result()
 
     def _forget(self) -> None:
         """Let the next operation open a new connection, where one file system is one connection."""
