@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -19,11 +20,12 @@ from rl_research import checkpoints
 from rl_research.cli import command
 from rl_research.config import Experiment, load_config
 from rl_research.errors import ConfigError, Interrupted, StorageError
+from rl_research.report import page
 from rl_research.runs.run import Run, open_run
 from rl_research.tracking import media
 from rl_research.training import stages
 from rl_research.training.preparation import build
-from rl_research.training.resume import finished_result
+from rl_research.training.resume import find_resume_point, finished_result
 from rl_research.training.trainer import Segment
 
 _NORMALIZED = ("env.normalize=true", "env.n_envs=2")
@@ -73,6 +75,58 @@ def test_a_refused_start_changes_nothing(tmp_path: Path, change: str) -> None:
         _train([*tiny(tmp_path, "mine"), change])
     after = {p: p.read_bytes() for p in run_dir.iterdir() if p.is_file() and p.name != ".lease"}
     assert after == before
+
+
+def test_a_refused_start_poisons_no_run_that_lies_in_storage(tmp_path: Path) -> None:
+    """On another machine a wrong setting is refused, and the right command is not refused after it."""
+    words = [f"storage.url='{tmp_path / 'store'}'"]
+    first = [*tiny(tmp_path / "here", "mine"), *words]
+    with open_run(Experiment(load_config([*first, "wandb=disabled"]), tuple(first))) as run:
+        upload(run, stages.train_run(run))
+    there = [*tiny(tmp_path / "there", "mine"), *words]
+    with pytest.raises(ConfigError, match=r"was .*, now"):
+        _train([*there, "experiment.seed=7"])
+    assert not (tmp_path / "there").exists()
+    assert outcome(_train(there)) == outcome(_train(first))
+
+
+def test_a_finished_run_of_another_machine_has_its_steps_and_parameters(tmp_path: Path) -> None:
+    """A run that exists in storage alone is fetched, and its record says what it came to."""
+    first = [*tiny(tmp_path / "here", "mine"), f"storage.url='{tmp_path / 'store'}'"]
+    with open_run(Experiment(load_config([*first, "wandb=disabled"]), tuple(first))) as run:
+        checkpoint = stages.train_run(run)
+        upload(run, checkpoint)
+    there = _train([*tiny(tmp_path / "there", "mine"), f"storage.url='{tmp_path / 'store'}'"])
+    record = record_of(there)
+    assert (record["status"], record["global_step"]) == ("finished", checkpoint.global_step)
+    assert record["parameters_sha256"] == checkpoint.manifest.parameters_sha256
+
+
+def test_an_extended_run_says_how_it_came_to_be(tmp_path: Path) -> None:
+    """Record, manifest and page name the first budget; the page's commands, run in order, lead to the same bits."""
+    _train(tiny(tmp_path, "mine"))
+    longer = ["experiment.total_timesteps=256"]
+    run_dir = _train([*tiny(tmp_path, "mine"), *longer])
+    before = record_of(run_dir)
+    (newest,) = checkpoints.local_checkpoints(run_dir)[-1:]
+    assert newest.manifest.model_extra["extensions"] == [[before["segments"][1]["from_step"], 256]]  # type: ignore[index]
+    commands = page.Run(run_dir).command.splitlines()
+    assert [shlex.split(line)[-2:] for line in commands] == [
+        [f"experiment.total_timesteps={budget}", "run_id=mine-again"]
+        for budget in (before["segments"][0]["total_timesteps"], 256)
+    ]
+    assert "extended when it had ended" in page.Run(run_dir).repetition
+    for line in commands:
+        again = _train(shlex.split(line)[2:])
+    assert record_of(again)["parameters_sha256"] == before["parameters_sha256"]
+
+
+def test_a_budget_that_changed_while_training_is_no_repetition(tmp_path: Path) -> None:
+    """Where the schedules were stretched in the middle, the page promises no SHA-256."""
+    with pytest.raises(Interrupted):
+        _train(tiny(tmp_path, "mine"), stop_at=32)
+    run_dir = _train([*tiny(tmp_path, "mine"), "experiment.total_timesteps=256"])
+    assert "no command repeats that" in page.Run(run_dir).repetition
 
 
 def test_a_stop_before_the_first_rollout_changes_no_bit(tmp_path: Path) -> None:
@@ -190,7 +244,7 @@ def test_an_evaluation_cut_off_by_a_stop_scores_its_checkpoint_later(tmp_path: P
     config = load_config(overrides)
 
     def stop_in_the_evaluation(run: Run) -> None:
-        training = Segment(run, *build(config), lambda step, total: None, None)
+        training = Segment(run, *build(config), lambda step, total: None, None, find_resume_point(run))
         assert training.evaluations is not None
         asked = training.evaluations.stop
 
