@@ -14,7 +14,7 @@ import pytest
 from rl_research.errors import Interrupted
 from rl_research.system.signals import Overdue, listening
 
-SIGNALS = ["SIGINT", "SIGTERM", "SIGUSR1"]
+SIGNALS = ["SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP"]
 
 
 def _in_a_process(body: str, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -30,7 +30,7 @@ def _in_a_process(body: str, *arguments: str) -> subprocess.CompletedProcess[str
 
 @pytest.mark.parametrize("name", SIGNALS)
 def test_the_first_signal_is_remembered_and_harms_nothing(name: str) -> None:
-    """SIGINT, SIGTERM and SIGUSR1 set the flag, are named in one warning and let the program go on."""
+    """SIGINT, SIGTERM, SIGUSR1 and SIGHUP set the flag, are named in one warning and let the program go on."""
     done = _in_a_process(
         """
         with listening() as stop:
@@ -48,13 +48,28 @@ def test_the_first_signal_is_remembered_and_harms_nothing(name: str) -> None:
 @pytest.mark.parametrize("second", SIGNALS)
 @pytest.mark.parametrize("first", SIGNALS)
 def test_a_second_signal_ends_at_once(first: str, second: str) -> None:
-    """Whichever two of the three signals come, the second raises KeyboardInterrupt where it strikes."""
+    """Whichever two of the four signals come, the second raises KeyboardInterrupt where it strikes."""
     with listening() as stop:
         signal.raise_signal(getattr(signal, first))
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(getattr(signal, second))
     assert stop.by is not None
     assert stop.by.name == first
+
+
+def test_nohup_is_nohup() -> None:
+    """Where SIGHUP is ignored, as under `nohup`, it is no request."""
+    done = _in_a_process(
+        """
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        with listening() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            time.sleep(0.01)
+            print(bool(stop))
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+        """
+    )
+    assert (done.returncode, done.stdout) == (0, "False\n")
 
 
 def test_an_unheeded_program_dies_of_the_second_signal() -> None:
@@ -85,7 +100,7 @@ def test_handlers_are_given_back(fails: bool) -> None:
             assert all(signal.getsignal(number) is not mine for number in numbers)
             if fails:
                 raise ZeroDivisionError
-        assert [signal.getsignal(number) for number in numbers] == [mine] * 3
+        assert [signal.getsignal(number) for number in numbers] == [mine] * len(numbers)
     finally:
         for number, handler in zip(numbers, original, strict=True):
             signal.signal(number, handler)

@@ -11,7 +11,7 @@ from types import FrameType
 from rl_research.errors import Interrupted
 
 _log = logging.getLogger(__name__)
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 
 
 class Overdue(BaseException):
@@ -69,7 +69,9 @@ class StopRequest:
 
 @contextmanager
 def listening(deadline: float = 25.0) -> Iterator[StopRequest]:
-    """Take SIGINT, SIGTERM and SIGUSR1 as requests to stop, until the block ends.
+    """Take SIGINT, SIGTERM, SIGUSR1 and SIGHUP (a closed terminal) as requests to stop, until the block ends.
+
+    A SIGHUP that is ignored, as under `nohup`, stays so.
 
     Only the main thread may: elsewhere the request is never made, and the signals keep their meaning.
     """
@@ -77,7 +79,8 @@ def listening(deadline: float = 25.0) -> Iterator[StopRequest]:
     if threading.current_thread() is not threading.main_thread():
         yield request
         return
-    before = {number: signal.signal(number, request.receive) for number in _SIGNALS}
+    ignored = {signal.SIGHUP} if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else set()
+    before = {number: signal.signal(number, request.receive) for number in _SIGNALS if number not in ignored}
     before[signal.SIGALRM] = signal.signal(signal.SIGALRM, request.overdue)
     try:
         yield request

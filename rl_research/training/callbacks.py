@@ -420,7 +420,7 @@ class ProgressCallback(BaseCallback):
         self._last_line = time.monotonic()
 
     def _on_training_start(self) -> None:
-        if sys.stderr.isatty():
+        if sys.stderr is not None and sys.stderr.isatty():
             done = self.model.num_timesteps
             self._bar = tqdm(
                 desc=self.label, total=self.total, initial=done, unit="step", unit_scale=True, dynamic_ncols=True
@@ -438,7 +438,8 @@ class ProgressCallback(BaseCallback):
     def close(self) -> None:
         """Leave the terminal tidy, also after an error."""
         if self._bar is not None:
-            self._bar.close()
+            with suppress(OSError):
+                self._bar.close()
             self._bar = None
 
     def _show(self) -> None:
@@ -447,8 +448,9 @@ class ProgressCallback(BaseCallback):
         returns = [info["r"] for info in self.model.ep_info_buffer or ()]
         score = f"mean return {sum(returns) / len(returns):.1f}" if returns else ""
         if self._bar is not None:
-            self._bar.update(step - self._bar.n)
-            self._bar.set_postfix_str(score, refresh=False)
+            with suppress(OSError):  # the terminal has been closed; the run goes on
+                self._bar.update(step - self._bar.n)
+                self._bar.set_postfix_str(score, refresh=False)
         elif time.monotonic() - self._last_line >= _LINE_EVERY:
             self._last_line = time.monotonic()
             _log.info("%s: %d of %d steps%s", self.label, step, self.total, score and f", {score}")

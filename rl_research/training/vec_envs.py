@@ -7,6 +7,7 @@ process; a worker that dies is named with its signal. A reward or an observation
 
 import atexit
 import logging
+import math
 import signal
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -129,8 +130,8 @@ def _raise_reported(infos: Sequence[dict[str, Any]]) -> None:
 def _finite(env: DummyVecEnv | SubprocVecEnv, step: Any) -> Any:
     """Return *step*; raise `EnvironmentFault` where a reward or an observation of it is NaN or infinite."""
     observations, rewards, dones, infos = step
-    last: dict[int, Any] = {index: infos[index]["terminal_observation"] for index in np.flatnonzero(dones).tolist()}
-    if np.isfinite(rewards).all() and _is_finite(observations) and all(map(_is_finite, last.values())):
+    last: dict[int, Any] = {int(index): infos[index]["terminal_observation"] for index in dones.nonzero()[0]}
+    if _is_finite(rewards) and _is_finite(observations) and all(map(_is_finite, last.values())):
         return step
     for index, reward in enumerate(rewards):
         ended = index in last
@@ -153,7 +154,9 @@ def _is_finite(value: Any) -> bool:
     if isinstance(value, dict):
         return all(map(_is_finite, value.values()))
     array = np.asarray(value)
-    return array.dtype.kind != "f" or bool(np.isfinite(array).all())
+    if array.dtype.kind != "f" or math.isfinite(np.vdot(array, array)):  # a third of the time of the look itself
+        return True
+    return bool(np.isfinite(array).all())
 
 
 def _described(value: Any) -> str:
