@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copyreg
+import importlib
 import io
 import os
 import pickle
@@ -215,7 +216,10 @@ def check_env(config: Config, **more: Any) -> gym.Env[Any, Any]:
 
 def reward_threshold(config: Config) -> float | None:
     """Return the mean return at which gymnasium calls the environment solved; None if it does not say."""
-    threshold = gym.spec(config.env.id.rpartition(":")[2]).reward_threshold
+    module, _, name = config.env.id.rpartition(":")
+    if module:  # which so far may have been imported by worker processes alone
+        importlib.import_module(module)
+    threshold = gym.spec(name).reward_threshold
     return None if threshold is None else float(threshold)
 
 
