@@ -11,11 +11,10 @@ from typing import Any
 
 from prefect import flow, get_client, runtime
 from prefect.client.schemas.objects import State
-from prefect.states import Failed
 
 from rl_research import orchestration
 from rl_research.config import refuse_secrets
-from rl_research.errors import Interrupted, RLResearchError
+from rl_research.errors import Interrupted, RLResearchError, StudyUnfinished
 from rl_research.report import write_study
 from rl_research.studies import Study, plan_study, run_members, study_name, study_result
 from rl_research.system import listening
@@ -69,6 +68,8 @@ def run_study(planned: Study, at_a_time: int, api: str | None) -> dict[str, Any]
     if api is not None:
         orchestration.publish_study(result)
     if failed := result["failed"]:
-        unfinished = f"{len(failed)} of {len(planned.members)} members are not finished: {', '.join(failed)}"
-        return Failed(message=f"{unfinished}; their logs are in {result['folder']}/logs", data=result)
+        unfinished = f"{len(failed)} of {len(planned.members)} members are not finished"
+        ends = [f"  {run_id}: {end}" for run_id, end in failed.items()]
+        lines = [f"{unfinished}; their logs are in {result['folder']}/logs", *ends]
+        return orchestration.failed_state(StudyUnfinished("\n".join(lines), result))
     return result

@@ -12,12 +12,16 @@
   - Diverged                 parameters or losses became NaN or infinite    (the user; exit code 2)
   - EnvironmentFault         the environment returns what cannot be used    (the user; exit code 2)
   - EnvironmentFailed        the environment raised, or its process died    (the user; exit code 1)
+  - StudyUnfinished          members of a study have failed                 (the user; exit code 1)
   - Interrupted              a signal asked the run to stop; it is committed and resumes (exit code 75)
 
 Connection failures are none of these: they keep the type their library gave them, and
 `rl_research.storage.store.is_transient` tells them apart. Whatever else leaves the library is a bug and
 shows its traceback.
 """
+
+from collections.abc import Mapping
+from typing import Any
 
 _LINE = 600  # characters
 
@@ -80,6 +84,19 @@ class EnvironmentFailed(RLResearchError):
     def __init__(self, message: str, trace: str = ""):
         super().__init__(message, trace)
         self.trace = trace
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class StudyUnfinished(RLResearchError):
+    """Raised when a study has come to its end and members of it have not; *result* is what it came to."""
+
+    exit_code = 1
+
+    def __init__(self, message: str, result: Mapping[str, Any]):
+        super().__init__(message, result)
+        self.result = result
 
     def __str__(self) -> str:
         return str(self.args[0])

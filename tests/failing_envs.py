@@ -165,6 +165,22 @@ class MultiFromOne(Sound):
     action_space = spaces.MultiDiscrete([2, 2], start=[1, 1])
 
 
+class WholeNumbers(Sound):
+    """Has a box of integers for its actions."""
+
+    action_space = spaces.Box(0, 10, (1,), np.int64)
+
+
+class Scalar(Sound):
+    """Observes a single number."""
+
+    observation_space = spaces.Box(-1, 1, (), np.float32)
+
+    def observe(self) -> Any:
+        """Return it."""
+        return np.float32(0.5)
+
+
 class NoRange(Sound):
     """Has an action whose lower bound is its upper one."""
 

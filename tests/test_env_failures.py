@@ -183,6 +183,8 @@ def test_an_episode_without_an_end_is_cut_in_evaluations(
         ("FromOne", ("algorithm=dqn",), "non-zero start .*TransformAction"),
         ("FromOne", (), "non-zero start"),
         ("MultiFromOne", (), "non-zero start"),
+        ("Scalar", (), "have no dimension"),
+        ("WholeNumbers", (), "its actions are whole numbers"),
         ("NoRange", ("algorithm=sac",), "2 to 2 at index 1"),
         ("TooWide", ("algorithm=sac",), "at index 0, cannot be scaled"),
     ],

@@ -5,6 +5,7 @@ import shlex
 import click
 
 from rl_research.cli.common import POSITIVE, Answer, answering, prefect_api, words_of
+from rl_research.errors import StudyUnfinished
 
 
 def _seeds(_context: click.Context, _option: click.Parameter, text: str) -> list[int]:
@@ -45,5 +46,10 @@ def study(
     def without_prefect(_: str) -> object:
         return flows.run_study(planned, at_a_time, api=None)
 
-    found = call_flow(flows.study, (*parameters, at_a_time), api, without_prefect, planned)
+    try:
+        found = call_flow(flows.study, (*parameters, at_a_time), api, without_prefect, planned)
+    except StudyUnfinished as error:
+        result = error.result
+        answer.result(result, lambda: study_markdown(result))
+        raise
     answer.result(found, lambda: study_markdown(found))

@@ -86,6 +86,4 @@ def _result_of(outcome: object) -> object:
         return outcome
     if isinstance(outcome.data, RLResearchError):
         raise outcome.data
-    if outcome.is_failed() and isinstance(outcome.data, dict):
-        raise RLResearchError(outcome.message)
     return outcome.result()

@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from rl_research.errors import in_a_line
 from rl_research.statistics import bootstrap_interval, iqm
 from rl_research.studies.plan import Member, Study
 from rl_research.system import write_atomically
@@ -16,11 +17,20 @@ def study_result(study: Study) -> dict[str, Any]:
         "name": study.name,
         "folder": str(study.folder),
         "settings": [_setting(name, [m for m in study.members if m.setting == name]) for name in settings],
-        "failed": [m.run_id for m in study.members if not m.record.is_finished],
+        "failed": {m.run_id: _last_line(study, m) for m in study.members if not m.record.is_finished},
     }
     text = json.dumps(found, indent=2) + "\n"
     write_atomically(study.folder / "study.json", text.encode())
     return found
+
+
+def _last_line(study: Study, member: Member) -> str:
+    """Return the last line of the log of *member*, empty where there is none."""
+    try:
+        lines = (study.folder / "logs" / f"{member.run_id}.log").read_text(errors="replace").splitlines()
+    except OSError:
+        return ""
+    return next((in_a_line(line) for line in reversed(lines) if line.strip()), "")
 
 
 def _setting(name: str, members: Sequence[Member]) -> dict[str, Any]:

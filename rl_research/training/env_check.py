@@ -31,6 +31,8 @@ def check_api(config: Config, env: gym.Env[Any, Any]) -> None:
     env.action_space.seed(config.experiment.seed)
     try:
         _check_bounds(env.action_space)
+        if isinstance(env.observation_space, spaces.Box) and env.observation_space.shape == ():
+            raise ValueError(f"its observations, {env.observation_space}, have no dimension; give them the shape (1,)")
         with warnings.catch_warnings(record=True) as said, redirect_stdout(io.StringIO()):
             warnings.simplefilter("always")
             try:
@@ -53,7 +55,9 @@ def _raise_first(fatal: list[str], actions: gym.Space[Any]) -> None:
 
 
 def _check_bounds(actions: gym.Space[Any]) -> None:
-    """Raise `ValueError` for bounds that SB3 would scale actions by to NaN: SAC, TD3 and their kin do."""
+    """Raise `ValueError` for actions in whole numbers, and for bounds by which SAC or TD3 would scale to NaN."""
+    if isinstance(actions, spaces.Box) and actions.dtype.kind != "f":
+        raise ValueError(f"its actions are whole numbers, {actions}, and would be given fractions; use MultiDiscrete")
     if isinstance(actions, spaces.Box) and np.isfinite(actions.low).all() and np.isfinite(actions.high).all():
         with np.errstate(over="ignore"):
             spread = actions.high.astype(np.float32) - actions.low.astype(np.float32)
@@ -131,4 +135,4 @@ def _usual(space: gym.Space[Any], value: Any) -> Any:
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         raise EnvironmentFault("NaN or infinite")
     array = array.astype(space.dtype)
-    return np.clip(array, space.low, space.high) if isinstance(space, spaces.Box) else array
+    return np.asarray(np.clip(array, space.low, space.high)) if isinstance(space, spaces.Box) else array
