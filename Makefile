@@ -10,6 +10,9 @@
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
+# its chatter, much of it about the machine's own index, goes to a file; where it fails the end of it is shown
+LOGGED := >$(VENV)/pip.log 2>&1 || { tail -n 25 $(VENV)/pip.log >&2; echo "All that pip said: $(VENV)/pip.log" >&2; exit 1; }
 
 .PHONY: quickstart up down deploy test test-fast check install clean
 
@@ -36,11 +39,13 @@ install: $(VENV)/.installed-dev
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 10) and 'rl_research needs Python 3.10 or newer; choose one with: make PYTHON=python3.11 ...')"
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	@echo "Installing rl_research into $(VENV); pip's log is $(VENV)/pip.log"
+	@$(PIP) -e . $(LOGGED)
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@echo "Installing what the tests need; pip's log is $(VENV)/pip.log"
+	@$(PIP) -e '.[dev]' $(LOGGED)
 	@npm install --silent --no-audit --no-fund --fetch-retries=1 --fetch-timeout=60000 --prefix $(VENV)/azurite azurite@3.35.0 \
 	  || echo "Azurite could not be installed with npm: the tests of Azure will be skipped."
 	@touch $@

@@ -24,6 +24,8 @@ import yaml
 from flow_runs import ended, history, read, send, start, training, until
 from helpers import environment, outcome, record_of, steps_committed
 from prefect import get_client
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
+from prefect.client.schemas.objects import TaskRun
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Cancelled, Cancelling, Running
 
@@ -222,6 +224,12 @@ def _words(runs_dir: Path, *more: str) -> list[str]:
     return [f"runs_dir='{runs_dir}'", *_WORDS, "experiment.total_timesteps=16384", *more]
 
 
+def _task_runs(flow_run_id: UUID) -> list[TaskRun]:
+    of_this = FlowRunFilter(id=FlowRunFilterId(any_=[flow_run_id]))
+    with get_client(sync_client=True) as client:
+        return client.read_task_runs(flow_run_filter=of_this)
+
+
 @pytest.mark.slow
 def test_a_killed_flow_run_goes_on(up: LocalServer, tmp_path: Path) -> None:
     """Killed alone, then with its worker, a flow run is found, scheduled, and ends to the same bits."""
@@ -249,6 +257,9 @@ def test_a_killed_flow_run_goes_on(up: LocalServer, tmp_path: Path) -> None:
     assert done.state.is_completed()
     assert [s.name for s in history(flow_run_id)].count("Killed") == 2
     assert all("step " in str(s.message) for s in history(flow_run_id) if s.name == "Killed")
+    states = {task_run.state_name for task_run in _task_runs(flow_run_id)}
+    assert "Crashed" in states, "those of the attempts that were killed"
+    assert "Running" not in states
     assert record_of(folder)["wandb"]["id"] == folder.name
     calm = _words(tmp_path / "calm", "wandb=disabled", "run_id=calm")
     with open_run(compose_experiment(calm)) as run:

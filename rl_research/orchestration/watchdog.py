@@ -16,9 +16,13 @@ from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.filters import (
     FlowRunFilter,
     FlowRunFilterDeploymentId,
+    FlowRunFilterId,
     FlowRunFilterState,
     FlowRunFilterStateType,
     FlowRunFilterTags,
+    TaskRunFilter,
+    TaskRunFilterState,
+    TaskRunFilterStateType,
 )
 from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.events.filters import EventFilter, EventNameFilter, EventResourceFilter
@@ -144,6 +148,7 @@ def _reason_to_spare(before: Leases | None, after: Leases | None) -> str | None:
 
 def _mark_crashed(client: SyncPrefectClient, subject: _Subject) -> str:
     run, state = subject.flow_run, subject.state
+    _end_task_runs(client, run)
     cause = f"no sign of life since {state.timestamp:%H:%M} UTC or later: its process is gone"
     final: State[object] = Crashed(message=cause)
     if state.is_cancelling():
@@ -169,10 +174,22 @@ def _resume_crashed(client: SyncPrefectClient) -> Iterator[str]:
 
 def _resume(client: SyncPrefectClient, subject: _Subject, cause: str) -> str:
     run = subject.flow_run
+    _end_task_runs(client, run)
     if subject.state.name not in (recovery.KILLED, recovery.PREEMPTED):
         client.set_flow_run_state(run.id, recovery.killed_state(subject.step(), cause), force=True)
     state = recovery.schedule_again(client, run.id)
     return f"{run.name}: {cause}; {state.message if state else 'it is being cancelled'}"
+
+
+def _end_task_runs(client: SyncPrefectClient, run: FlowRun) -> None:
+    """Mark the task runs of *run* that its process has left behind, which would be running for ever."""
+    under_way = TaskRunFilterStateType(any_=[StateType.RUNNING, StateType.PENDING])
+    left = client.read_task_runs(
+        flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[run.id])),
+        task_run_filter=TaskRunFilter(state=TaskRunFilterState(type=under_way)),
+    )
+    for task_run in left:
+        client.set_task_run_state(task_run.id, Crashed(message="its process is gone"), force=True)
 
 
 def _is_resumable(client: SyncPrefectClient, run: FlowRun) -> bool:
