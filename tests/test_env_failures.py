@@ -162,7 +162,7 @@ def test_an_episode_without_an_end_is_cut_in_evaluations(
         checkpoint = stages.train_run(run)
         scores = stages.score_checkpoint(run, checkpoint)
     assert scores is not None
-    assert set(scores.lengths) == {30}
+    assert (set(scores.lengths), scores.cut) == ({30}, 4)
     said = [record.message for record in caplog.records if "env.max_episode_steps" in record.message]
     assert len(said) == 1 or len(set(said)) == len(said)
     assert "did not end within 30 steps" in said[0]

@@ -52,11 +52,14 @@ class Scores(_Record):
     deterministic: bool | None = None
     returns: tuple[float | int, ...] = ()
     lengths: tuple[int, ...] = Field((), description="environment steps per episode")
+    cut: int = Field(0, description="episodes that had no end of their own within evaluation.max_steps")
     checkpoint: str | None = Field(None, description="address of the checkpoint that was scored")
 
     @classmethod
-    def of(cls, returns: Sequence[float], lengths: Sequence[int], first_seed: int, deterministic: bool) -> "Scores":
-        """Make the scores of episodes with these *returns* and *lengths*."""
+    def of(
+        cls, returns: Sequence[float], lengths: Sequence[int], first_seed: int, deterministic: bool, cut: int = 0
+    ) -> "Scores":
+        """Make the scores of episodes with these *returns* and *lengths*, of which *cut* were cut."""
         import numpy as np
 
         return cls(
@@ -67,6 +70,7 @@ class Scores(_Record):
             deterministic=deterministic,
             returns=tuple(map(float, returns)),
             lengths=tuple(map(int, lengths)),
+            **({"cut": cut} if cut else {}),
         )
 
     def summary(self) -> dict[str, float | int]:

@@ -84,6 +84,8 @@ class Run(RunFolder):
         """Episodes, seeds and policy over which the mean was taken."""
         episodes = (self.scores.episodes if self.scores else 0) or len(self.returns)
         text = f"mean ± standard deviation of the return over {episodes} episodes"
+        if self.scores and self.scores.cut:
+            text += f", {self.scores.cut} of them cut for having no end"
         if not self.is_final:
             return f"{text}, evaluated while training at step {self.evaluations[-1].step:,.0f}"
         first = self.scores.first_seed if self.scores else None

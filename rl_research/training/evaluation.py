@@ -56,9 +56,12 @@ def evaluate(
         )
     assert isinstance(returns, list)
     assert isinstance(lengths, list)
-    if env.has_attr("cut") and (cut := sum(env.get_attr("cut"))):
-        _say_cut(cut, max(env.get_attr("max_steps")))
-    return Scores.of(returns, lengths, first_seed, deterministic)
+    cut = 0
+    if env.has_attr("cut") and any(env.get_attr("cut")):
+        limit = max(env.get_attr("max_steps"))
+        cut = sum(length == limit for length in lengths)  # a copy may have cut one more than are scored
+        _say_cut(cut, limit)
+    return Scores.of(returns, lengths, first_seed, deterministic, cut)
 
 
 @cache
