@@ -1,5 +1,6 @@
 """Wrappers that every environment gets: they say what it has raised, and at which step of which episode."""
 
+import logging
 import os
 import signal
 import traceback
@@ -9,6 +10,8 @@ import gymnasium as gym
 
 from rl_research.errors import EnvironmentFailed
 from rl_research.system import when_process_ends
+
+_log = logging.getLogger(__name__)
 
 FAILURE = "rl_research_failure"  # key of an `info` in which a worker hands its environment's error on
 _FOR_TRAINER = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")  # signals of the process group that the trainer answers
@@ -87,6 +90,14 @@ class InWorker(gym.Wrapper[Any, Any, Any, Any]):
             return self.env.step(action)
         except EnvironmentFailed as error:
             return self.observation_space.sample(), 0.0, False, False, {FAILURE: error}
+
+
+def close(env: gym.Env[Any, Any]) -> None:
+    """Close *env*; an error in that is a warning, for it may be the second one and would hide the first."""
+    try:
+        env.close()
+    except Exception as error:  # noqa: BLE001  # whatever it is, the environment has done its work
+        _log.warning("%s: close() raised %s: %s", name_of(env), type(error).__name__, error)
 
 
 def name_of(env: gym.Env[Any, Any]) -> str:

@@ -7,7 +7,6 @@ import importlib
 import io
 import os
 import pickle
-from contextlib import closing
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +14,7 @@ import gymnasium as gym
 
 from rl_research.config import Config, did_you_mean
 from rl_research.errors import CannotRender, ConfigError
-from rl_research.training.env_wrappers import InWorker, Reporting
+from rl_research.training.env_wrappers import InWorker, Reporting, close
 
 if TYPE_CHECKING:
     from stable_baselines3.common.vec_env import VecEnv
@@ -148,9 +147,9 @@ def film_env(config: Config, seed: int) -> VecEnv:
     if not {"DISPLAY", "WAYLAND_DISPLAY"} & os.environ.keys():
         os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # arrays need no screen to complain about
 
-    with closing(check_env(config, disable_env_checker=True)) as env:
-        if "rgb_array" not in (env.metadata or {}).get("render_modes", ()):
-            raise CannotRender(f"{config.env.id} does not render to arrays")
+    close(probe := check_env(config, disable_env_checker=True))
+    if "rgb_array" not in (probe.metadata or {}).get("render_modes", ()):
+        raise CannotRender(f"{config.env.id} does not render to arrays")
 
     def copy() -> gym.Env[Any, Any]:
         try:

@@ -15,6 +15,7 @@ from rl_research.config import Config, check_algorithm
 from rl_research.errors import CannotRender, CheckpointDamaged, ConfigError, Interrupted, RLResearchError, in_a_line
 from rl_research.tracking import MODEL, STATISTICS, restore_statistics, video_frames
 from rl_research.training import envs, models
+from rl_research.training.env_wrappers import close
 from rl_research.training.randomness import untouched_randomness
 
 if TYPE_CHECKING:
@@ -200,7 +201,7 @@ def config_of(checkpoint: Checkpoint, *, trust_env: bool = False) -> Config:
             "If that module is yours, say so with --trust-env."
         )
     check_algorithm(config)
-    envs.check_env(config).close()
+    close(envs.check_env(config))
     return config
 
 

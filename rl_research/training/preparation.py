@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import secrets
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +15,7 @@ from rl_research.storage import Store, is_transient
 from rl_research.tracking import resolve_settings
 from rl_research.training import envs, models
 from rl_research.training.env_check import check_api
+from rl_research.training.env_wrappers import close
 from rl_research.training.randomness import random_state, restore_random_state
 
 if TYPE_CHECKING:
@@ -75,9 +76,12 @@ def preflight(config: Config) -> Prepared:
 
     Returns what was built for that: hand it on to `train_run` in this process. Raises `ConfigError`.
     """
-    with closing(envs.check_env(config, disable_env_checker=True)) as env:  # gymnasium's own says the same at length
+    env = envs.check_env(config, disable_env_checker=True)  # gymnasium's own checker says the same at length
+    try:
         if config.env.check:
             check_api(config, env)
+    finally:
+        close(env)
     if config.storage.url is not None:
         _probe(Store(config.storage.url, config.storage.options, config.storage.timeout))
     resolve_settings(config, config.run_id or "preflight", None)

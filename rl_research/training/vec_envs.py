@@ -6,7 +6,6 @@ process; a worker that dies is named with its signal. A reward or an observation
 """
 
 import atexit
-import logging
 import math
 import signal
 from collections.abc import Callable, Sequence
@@ -19,9 +18,7 @@ import numpy as np
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
 
 from rl_research.errors import EnvironmentFailed, EnvironmentFault
-from rl_research.training.env_wrappers import FAILURE, name_of
-
-_log = logging.getLogger(__name__)
+from rl_research.training.env_wrappers import FAILURE, close
 
 _TO_END = 5.0  # seconds that workers may take to close their environments
 
@@ -36,10 +33,7 @@ class ReportingDummyVecEnv(DummyVecEnv):
     def close(self) -> None:
         """Close every environment; an error of one of them is a warning."""
         for env in self.envs:
-            try:
-                env.close()
-            except Exception as error:  # noqa: BLE001  # it may be the second error, which would hide the first
-                _log.warning("%s: close() raised %s: %s", name_of(env), type(error).__name__, error)
+            close(env)
 
 
 class ReportingSubprocVecEnv(SubprocVecEnv):
@@ -48,7 +42,7 @@ class ReportingSubprocVecEnv(SubprocVecEnv):
     def __init__(self, env_fns: list[Callable[[], gym.Env[Any, Any]]], start_method: str | None = None):
         try:
             super().__init__(env_fns, start_method)
-        except EOFError:
+        except (EOFError, OSError):
             raise self._died() from None
         self.remotes = tuple(_Pipe(remote, self._died) for remote in self.remotes)
         atexit.register(self.close)  # runs before multiprocessing's own, which waits for workers without end
