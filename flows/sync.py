@@ -42,7 +42,8 @@ def sync(
     before = [reason for run, reason in looks if reason is not None and run.absent is None]
     if new := [*tried, *away]:
         publish_sync([*before, *new])
-    return _final_state([*before, *new], new)
+    changed = [outcome for run, outcome in zip(due, tried, strict=True) if outcome.state != run.ledger.state]
+    return _final_state([*before, *new], [*changed, *away])
 
 
 def _link(outcome: Outcome) -> None:
@@ -50,9 +51,9 @@ def _link(outcome: Outcome) -> None:
         publish_synced_link(outcome)
 
 
-def _final_state(outcomes: Sequence[Outcome], new: Sequence[Outcome]) -> State[object]:
+def _final_state(outcomes: Sequence[Outcome], changed: Sequence[Outcome]) -> State[object]:
     counts = dict(Counter(outcome.state for outcome in outcomes))
-    stuck = [outcome.line() for outcome in new if outcome.state in ("blocked", "unverified")]
+    stuck = [outcome.line() for outcome in changed if outcome.state in ("blocked", "unverified")]
     if stuck:
         return Failed(message="; ".join(stuck)[:1000], data=counts)
     message = ", ".join(f"{number:,} {state}" for state, number in counts.items()) or "no runs"

@@ -58,7 +58,6 @@ def test_the_next_flow_picks_up_what_is_due(library: Path, tmp_path: Path, serve
     assert state.is_failed()
     assert "one" in str(state.message)
     assert "403" in str(state.message)
-    server.heal()
     ledger = folder / "two" / "wandb" / "sync-two.json"
     told = json.loads(ledger.read_text())
     assert told["attempts"] == 3
@@ -66,8 +65,16 @@ def test_the_next_flow_picks_up_what_is_due(library: Path, tmp_path: Path, serve
     again = sync([str(folder)], return_state=True)
     assert again.is_completed(), "a blocked run fails the flow once"
     assert again.message == "1 blocked, 1 unchanged, 1 waiting"
-    ledger.write_text(json.dumps({**told, "next_try": 0}))
-    assert sync([str(folder)], return_state=True).message == "1 blocked, 1 unchanged, 1 synced"
+    blocked = folder / "one" / "wandb" / "sync-one.json"
+    blocked.write_text(json.dumps({**json.loads(blocked.read_text()), "next_try": 0}))
+    again = sync([str(folder)], return_state=True)
+    assert again.is_completed(), "also where it was due, and was refused once more"
+    assert json.loads(blocked.read_text())["attempts"] == 2
+    server.heal()
+    for path in (ledger, blocked):
+        path.write_text(json.dumps({**json.loads(path.read_text()), "next_try": 0}))
+    assert sync([str(folder)], return_state=True).message == "1 unchanged, 2 synced"
+    assert server.run("one").steps == list(range(5))
     assert server.run("two").steps == list(range(6))
 
 

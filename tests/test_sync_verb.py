@@ -50,9 +50,9 @@ def test_a_line_per_run_and_a_code_for_scripts(library: Path, tmp_path: Path, se
     assert told["one"]["remedy"].startswith("Ask for the right")
 
     server.heal()
-    done = call("--force", "--json", cwd=tmp_path)
-    assert done.returncode == 0
-    assert {run["state"] for run in json.loads(done.stdout)["runs"]} == {"synced"}
+    done = call("--json", cwd=tmp_path)
+    assert done.returncode == 0, "the rights were mended on the server, and nobody has to force anything"
+    assert {run["state"] for run in json.loads(done.stdout)["runs"]} == {"synced", "unchanged"}
     assert server.run("one").steps == [0, 1, 2, 3]
     assert "unchanged  one: 4 of 4 rows" in call("runs/one", cwd=tmp_path).stdout
 

@@ -31,7 +31,7 @@ from rl_research.checkpoints.checkpoint import (
 from rl_research.config import did_you_mean
 from rl_research.errors import CheckpointDamaged, CheckpointMissing
 from rl_research.storage import Store, around_path, below
-from rl_research.system import without_password
+from rl_research.system import expanded, without_password
 
 _log = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ def find(
     Raises `CheckpointMissing` or `CheckpointDamaged` with what was looked for.
     """
     given = os.fspath(reference)
-    search = _Search(Path(runs_dir).expanduser(), url, options or {})
+    search = _Search(expanded(runs_dir), url, options or {})
     for stores, choice in search.candidates(given):
         if (found := _chosen(stores, choice)) is not None:
             if not _names_plainly(given, found):
@@ -75,7 +75,7 @@ def places_of(
     ``""`` means the run that was trained last. Raises `CheckpointMissing`.
     """
     given = os.fspath(reference)
-    search = _Search(Path(runs_dir).expanduser(), url, options or {})
+    search = _Search(expanded(runs_dir), url, options or {})
     for stores, _ in search.candidates(given):
         if places := [store for store in stores if any(survey(store))]:
             return places
@@ -116,7 +116,7 @@ class _Search:
         if not given:
             yield from self._trained_last("latest")
             return
-        address = given if is_url(given) else str(Path(given).expanduser().absolute())
+        address = given if is_url(given) else str(expanded(given).absolute())
         before, link, after = around_path(address)
         link = link.rstrip("/").removesuffix(f"/{MANIFEST}")
         if (split := _CHOICE.fullmatch(link)) and split["place"]:
@@ -159,7 +159,7 @@ class _Search:
 
     def nothing_there(self, given: str) -> str:
         """Say what was looked for, and what may have been meant."""
-        folder = Path(given).expanduser()
+        folder = expanded(given)
         known = [run.name for run in _runs_in(self.runs_dir)]
         if not is_url(given):
             known = [*(run.name for run in _runs_in(folder.parent)), *known]

@@ -84,9 +84,10 @@ def _get(words: Sequence[str], overrides: Sequence[str], runs_dir: str, answer: 
 
     from rl_research.checkpoints import FOLDER, download
     from rl_research.runs import leased_folder, make_folder
+    from rl_research.system import expanded
 
     checkpoint = find_checkpoint(words[0], overrides, runs_dir)
-    target = Path(words[1]).expanduser() if len(words) > 1 else _run_dir(checkpoint, runs_dir)
+    target = expanded(words[1]) if len(words) > 1 else _run_dir(checkpoint, runs_dir)
     if checkpoint.store.is_at(target / FOLDER):
         checkpoint.verify()
     else:
@@ -106,5 +107,7 @@ def _get(words: Sequence[str], overrides: Sequence[str], runs_dir: str, answer: 
 
 def _run_dir(checkpoint: Checkpoint, runs_dir: str) -> Path:
     """Return the folder that the run of *checkpoint* has in *runs_dir*."""
+    from rl_research.system import expanded
+
     stored_as = checkpoint.store.root.rstrip("/").split("/")[-2:][0]
-    return Path(runs_dir).expanduser() / str(checkpoint.manifest.run_id or stored_as)
+    return expanded(runs_dir) / str(checkpoint.manifest.run_id or stored_as)

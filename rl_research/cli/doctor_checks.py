@@ -12,7 +12,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib import metadata
-from pathlib import Path
 from urllib.parse import urlsplit
 
 from packaging.requirements import Requirement
@@ -21,7 +20,7 @@ from rl_research.config import Config
 from rl_research.errors import ConfigError, StorageError
 from rl_research.storage import Store, is_transient
 from rl_research.sync import Policy, find, reason_to_skip
-from rl_research.system import without_password
+from rl_research.system import expanded, without_password
 from rl_research.tracking import NoAnswer, Refused, WandbApi
 
 _TIMEOUT = 5.0  # seconds for one answer
@@ -153,7 +152,7 @@ def _prefect(config: Config) -> Iterator[Finding]:  # noqa: ARG001  # one form f
 
 
 def _disk(config: Config) -> Iterator[Finding]:
-    folder = Path(config.runs_dir).expanduser().absolute()
+    folder = expanded(config.runs_dir).absolute()
     while not folder.exists():
         folder = folder.parent
     free = shutil.disk_usage(folder).free
@@ -163,7 +162,7 @@ def _disk(config: Config) -> Iterator[Finding]:
 
 
 def _runs(config: Config) -> Iterator[Finding]:
-    folder = Path(config.runs_dir).expanduser()
+    folder = expanded(config.runs_dir)
     runs = find([folder]) if folder.is_dir() else []
     api = WandbApi()
     counts: Counter[str] = Counter()

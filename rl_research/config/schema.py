@@ -22,6 +22,7 @@ from rl_research.config import messages
 from rl_research.config.composition import RUN_DIR
 from rl_research.config.frozen import FrozenDict, freeze
 from rl_research.errors import ConfigError
+from rl_research.system import expanded
 
 
 def _not_a_truth_value(value: object) -> object:
@@ -223,7 +224,7 @@ class Config(Section):
         """Folder of the run, ``{runs_dir}/{run_id}``; `ValueError` without a ``run_id``."""
         if self.run_id is None:
             raise ValueError("this Config describes no run yet; use `with_run_id`")
-        return Path(self.runs_dir).expanduser() / self.run_id
+        return expanded(self.runs_dir) / self.run_id
 
     def with_run_id(self, run_id: str) -> "Config":
         """Return the same experiment as the run *run_id*."""

@@ -15,6 +15,7 @@ from rl_research.pruning.orphans import find_orphans, remove_orphans
 from rl_research.pruning.plan import Pruned, Removal, Rules
 from rl_research.runs import LEASE, RECORD, holder_of, leased_folder, unfinished_files
 from rl_research.storage import FILE as STORE_LEASE, Entry, Store, below, holder_in
+from rl_research.system import expanded
 
 _SILENCE = 3600.0  # seconds after which a lease in a store, renewed every few, is believed no more
 _UPLOAD = re.compile(rf"(?P<run>(?:[^/]+/)?{FOLDER})/(?:{STEP.pattern}|{REPLAY})/[^/]+")
@@ -49,7 +50,7 @@ def _runs_in(place: str, rules: Rules) -> Iterator[str]:
     if is_url(place) and Store(place, rules.options).is_local:
         place = Store(place, rules.options).root
     if not is_url(place):
-        folder = Path(place).expanduser()
+        folder = expanded(place)
         if not folder.is_dir():
             known = [path.name for path in folder.parent.glob("*/")] if folder.parent.is_dir() else []
             raise ConfigError(

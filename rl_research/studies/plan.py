@@ -10,6 +10,7 @@ from pathlib import Path
 from rl_research.config import Config, load_config
 from rl_research.errors import ConfigError
 from rl_research.runs import RunRecord, read_record
+from rl_research.system import expanded
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,39}")
 _OWN = ("run_id=", "experiment.seed=")
@@ -45,7 +46,7 @@ class Study:
     @property
     def folder(self) -> Path:
         """Folder ``studies/NAME`` beside the folder of the runs."""
-        return Path(self.members[0].config.runs_dir).expanduser().parent / "studies" / self.name
+        return expanded(self.members[0].config.runs_dir).parent / "studies" / self.name
 
     @property
     def steps(self) -> int:

@@ -21,7 +21,7 @@ from rl_research.sync.sending import Sent, send
 from rl_research.sync.sent_copy import Skipped, Unclear, skipped_parts
 from rl_research.sync.temporary import temporary_folder
 from rl_research.system import retry_call
-from rl_research.tracking import Refused, RunThere, Unreachable, WandbApi
+from rl_research.tracking import NoAnswer, Refused, RunThere, Unreachable, WandbApi
 
 _BATCH = 50  # runs in one call of wandb
 _AT_A_TIME = 8  # runs whose logs are read, or of which the server is asked, at the same time
@@ -35,15 +35,33 @@ def deliver_runs(runs: Sequence[LocalRun], policy: Policy) -> list[Outcome]:
 
     Raises nothing for what goes wrong with a run or the server: that is in the outcomes.
     """
-    batches = [_Batch(runs[start : start + _BATCH], policy) for start in range(0, len(runs), _BATCH)]
+    account = WandbApi(timeout=_TIMEOUT)
+    is_worth_asking = account.key is not None and any(run.ledger.state == "blocked" for run in runs)
+    refusal = _refusal(account) if is_worth_asking and not policy.force else None
+    batches = [_Batch(runs[start : start + _BATCH], policy, account, refusal) for start in range(0, len(runs), _BATCH)]
     return [outcome for batch in batches for outcome in batch.deliver()]
+
+
+def _refusal(account: WandbApi) -> Verdict | None:
+    """Ask the server whether it knows the account, before anything of what it refused is read; return why not."""
+    try:
+        account.viewer()
+    except Refused as error:
+        return _refused(error)
+    except NoAnswer:  # the questions about the runs tell more
+        return None
+    return None
+
+
+def _refused(error: Refused) -> Verdict:
+    return Verdict("blocked", f"{error}.", "Check WANDB_API_KEY and the rights to the project.", by_server=True)
 
 
 class _Batch:
     """Runs that are sent in one call of wandb."""
 
-    def __init__(self, runs: Sequence[LocalRun], policy: Policy):
-        self._account, self._policy = WandbApi(timeout=_TIMEOUT), policy
+    def __init__(self, runs: Sequence[LocalRun], policy: Policy, account: WandbApi, refusal: Verdict | None):
+        self._account, self._policy, self._refusal = account, policy, refusal
         self._jobs = [Job(run) for run in runs]
         self._unreachable: Verdict | None = None
 
@@ -76,7 +94,11 @@ class _Batch:
             if isinstance(job.lock, Exception):
                 raise job.lock
             job.run = run = reread(run)
-            return reason_to_skip(run, self._account, self._policy) or job.read_logs(self._policy)
+            if (skipped := reason_to_skip(run, self._account, self._policy)) is not None:
+                return skipped
+            if self._refusal is not None and run.ledger.state == "blocked":
+                return self._refusal
+            return job.read_logs(self._policy)
         except Busy as taken:
             return run.outcome(Verdict("busy", f"{taken}."))
         except (OSError, StorageError) as error:
@@ -103,7 +125,7 @@ class _Batch:
                 )
             job.left_out = skipped_parts(job.logs, job.there or RunThere(rows=job.run.ledger.rows))
         except Refused as error:
-            return Verdict("blocked", f"{error}.", "Check WANDB_API_KEY and the rights to the project.")
+            return _refused(error)
         except Unreachable as error:
             self._unreachable = Verdict("retryable", f"{error}.")
             return self._unreachable
@@ -113,6 +135,7 @@ class _Batch:
                     "blocked",
                     f"what the server has of it does not fit: {error}.",
                     "Look at the run there. rl-research sync --force sends all rows, some perhaps again.",
+                    by_server=True,
                 )
             job.left_out = [Skipped() for _ in job.logs]
         return None

@@ -28,12 +28,12 @@ def judge(job: Job, sent: Sent) -> Verdict:
         return _without_evidence(sent)
     statuses = set().union(*(part.statuses for part in job.evidence))
     if refused := sorted(statuses & _NO_RIGHTS):
-        return Verdict("blocked", f"{reason} (HTTP {refused[0]}).", _REMEDIES[refused[0]])
+        return Verdict("blocked", f"{reason} (HTTP {refused[0]}).", _REMEDIES[refused[0]], by_server=True)
     state = "partial" if any(part.rows for part in job.evidence) else "retryable"
     if refused := sorted(statuses & _REFUSALS):
         stuck = job.run.ledger.attempts + 1 >= _MAX_REFUSALS
         remedy = _REMEDIES.get(refused[0], "")
-        return Verdict("blocked" if stuck else state, f"{reason} (HTTP {refused[0]}).", remedy)
+        return Verdict("blocked" if stuck else state, f"{reason} (HTTP {refused[0]}).", remedy, by_server=stuck)
     status = f" (HTTP {max(statuses)})" if statuses else ""
     return Verdict(state, f"{reason}{status}.")
 
@@ -71,7 +71,7 @@ def _without_evidence(sent: Sent) -> Verdict:
     last = said[-1][:200] if said else f"exit code {sent.code}"
     if sent.code:
         if "API key" in sent.output or "No API" in sent.output:
-            return Verdict("blocked", f"wandb: {last}", _REMEDIES[401])
+            return Verdict("blocked", f"wandb: {last}", _REMEDIES[401], by_server=True)
         return Verdict("retryable", f"wandb: {last}")
     return Verdict(
         "unverified",

@@ -19,9 +19,6 @@ _log = logging.getLogger(__name__)
 _PREFIX, _SUFFIX = "sync-", ".json"
 _LOCK = ".sync-{}.lock"
 
-#: States that nothing but a change on this side or ``--force`` gets a run out of.
-STUCK = ("blocked", "unverified")
-
 
 class Segment(TypedDict):
     """One segment: the size of its log, its rows, and whether all of it has arrived."""
@@ -52,6 +49,7 @@ class Ledger:
     synced_at: float | None = None
     reason: str = ""
     remedy: str = ""
+    by_server: bool | None = None  # see `Verdict`; None: an older version wrote this, which did not say
     key: str = ""  # fingerprint of the API key that was refused
     wandb: str = ""
 
@@ -59,6 +57,11 @@ class Ledger:
     def is_synced(self) -> bool:
         """Whether everything had arrived when this was written."""
         return self.state == "synced"
+
+    @property
+    def is_stuck(self) -> bool:
+        """Whether nothing but a change on this side or ``--force`` gets the run out of its state."""
+        return self.state == "unverified" or (self.state == "blocked" and self.by_server is False)
 
 
 _STORED = TypeAdapter(Ledger)

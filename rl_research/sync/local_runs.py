@@ -13,8 +13,9 @@ from typing import Any
 from rl_research.errors import ConfigError
 from rl_research.runs import read_record
 from rl_research.sync import ledger as ledgers
-from rl_research.sync.ledger import STUCK, Ledger
+from rl_research.sync.ledger import Ledger
 from rl_research.sync.outcome import Outcome, Verdict
+from rl_research.system import expanded
 from rl_research.tracking import SyncCommand, WandbApi
 
 _SEGMENT = re.compile(r"(?:offline-)?run-\d{8}_\d{6}-(.+)")
@@ -84,7 +85,7 @@ def find(paths: Iterable[str | os.PathLike[str]], *, include_online: bool = Fals
     """
     found: dict[tuple[Path, str], LocalRun] = {}
     for given in paths:
-        for run in _runs_in(Path(given).expanduser(), include_online=include_online):
+        for run in _runs_in(expanded(given), include_online=include_online):
             found.setdefault((run.folder, run.run_id), run)
     return list(found.values())
 
@@ -218,9 +219,10 @@ def reason_to_skip(run: LocalRun, account: WandbApi, policy: Policy) -> Outcome 
     if not run.is_unchanged:
         return None
     same = ledger.key == account.fingerprint and ledger.wandb == wandb_version()
-    if ledger.state in STUCK and same:
+    early = policy.only_due and ledger.next_try > time.time()
+    if same and (ledger.is_stuck or (early and ledger.state == "blocked")):
         return run.outcome()
-    if policy.only_due and ledger.next_try > time.time():
+    if same and early:
         return run.outcome(Verdict("waiting", ledger.reason, ledger.remedy))
     return None
 

@@ -26,6 +26,7 @@ class Verdict:
     state: str
     reason: str = ""
     remedy: str = ""
+    by_server: bool = False  # blocked by W&B's server, where the reason may have gone since
 
 
 @dataclass(frozen=True)

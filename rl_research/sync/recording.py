@@ -16,6 +16,8 @@ from rl_research.sync.sending import Sent
 from rl_research.tracking import RunThere, WandbApi
 
 _FIRST_WAIT, _LONGEST_WAIT = 60.0, 6 * 3600.0  # seconds until the next try; doubled each time
+_LONGEST_BLOCKED = 24 * 3600.0  # the same where the server refuses the run
+_MOST_DOUBLINGS = 16
 
 
 def record_delivery(job: Job, verdict: Verdict, sent: Sent, there: RunThere | None) -> None:
@@ -74,13 +76,15 @@ def _set_state(ledger: Ledger, verdict: Verdict, account: WandbApi) -> None:
     """Set the state, the number of tries, and when the next one is due."""
     now = time.time()
     ledger.state, ledger.reason, ledger.remedy = verdict.state, verdict.reason, verdict.remedy
+    ledger.by_server = verdict.by_server
     ledger.key, ledger.wandb, ledger.last_attempt = account.fingerprint, wandb_version(), now
     if verdict.state == "synced":
         ledger.attempts, ledger.next_try, ledger.synced_at, ledger.begun = 0, 0.0, now, False
         return
     ledger.attempts += 1
-    wait = min(_FIRST_WAIT * 2 ** (ledger.attempts - 1), _LONGEST_WAIT)
-    ledger.next_try = now + wait * random.uniform(0.75, 1.25)
+    longest = _LONGEST_BLOCKED if verdict.by_server else _LONGEST_WAIT
+    wait = min(_FIRST_WAIT * 2 ** min(ledger.attempts - 1, _MOST_DOUBLINGS), longest)
+    ledger.next_try = now + wait * random.uniform(0.75, 1.0)
 
 
 def _set_marker(run: LocalRun) -> None:

@@ -1,5 +1,6 @@
 from .deadline import Attempt as Attempt, countdown as countdown
 from .files import (
+    expanded as expanded,
     make_durable as make_durable,
     raise_if_refused as raise_if_refused,
     replacing as replacing,

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from rl_research.errors import StorageError
+from rl_research.errors import ConfigError, StorageError
 
 _CHUNK = 1 << 20
 _REFUSED = {
@@ -20,6 +20,16 @@ _REFUSED = {
     errno.EEXIST: "a file stands where a folder is needed",
     errno.ENOTDIR: "a file stands where a folder is needed",
 }
+
+
+def expanded(path: str | os.PathLike[str]) -> Path:
+    """Return *path* with the user's home folder for ``~``; raise `ConfigError` where that is not known."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise ConfigError(
+            f"{os.fspath(path)}: ~ stands for a home folder that is not known. Set HOME, or write the folder out."
+        ) from None
 
 
 def write_atomically(target: Path, content: bytes | Path) -> None:

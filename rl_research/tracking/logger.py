@@ -11,13 +11,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rl_research.config import Config, plain
+from rl_research.config import Config
 from rl_research.errors import ConfigError, LoggingError
 from rl_research.system import unused
 from rl_research.tracking import media, provenance, saved_policy, wandb_private, wandb_run
 from rl_research.tracking.metric_names import GLOBAL_STEP, Names, check_name
 from rl_research.tracking.metrics import Row, Steps, Thinner, scalars
-from rl_research.tracking.settings import RunSettings, resolve_settings
+from rl_research.tracking.settings import RunSettings, plain_config, resolve_settings
 from rl_research.tracking.wandb_api import NoAnswer, WandbApi
 from rl_research.tracking.wandb_log import Logged
 
@@ -144,7 +144,10 @@ class ExperimentLogger:
     def describe_metrics(self, descriptions: Mapping[str, str]) -> None:
         """Describe metrics in ``run.config["metrics"]`` and the run folder's metrics.md."""
         self._check_open()
-        texts = {check_name(name): " ".join(str(t).split()) for name, t in descriptions.items()}
+        _check_mapping(descriptions, "describe_metrics")
+        texts = {
+            check_name(name): provenance.text(description) for name, description in plain_config(descriptions).items()
+        }
         with self._lock:
             self._names.descriptions.update(texts)
             self._update_config({"metrics": dict(self._names.descriptions)})
@@ -152,9 +155,8 @@ class ExperimentLogger:
     def log_config(self, config: Mapping[str, object]) -> None:
         """Merge *config* into the run's configuration; what looks like a secret becomes ``***``."""
         self._check_open()
-        if not isinstance(config, Mapping):
-            raise LoggingError(f"log_config takes a mapping, not {type(config).__name__}.")
-        self._update_config(provenance.public(plain(config)))
+        _check_mapping(config, "log_config")
+        self._update_config(provenance.public(plain_config(config)))
 
     def log_summary(self, values: Mapping[str, object]) -> None:
         """Set final values of the run, such as its score, beside the last value of each metric."""
@@ -172,7 +174,7 @@ class ExperimentLogger:
             if self._is_new(name, at := self._claim(name, "image", step)):
                 from wandb import Image
 
-                self._log(at, {name: Image(pixels, caption=caption)})
+                self._log(at, {name: Image(pixels, caption=None if caption is None else provenance.text(caption))})
 
     def log_video(self, name: str, video: object, fps: float = 30, step: int | None = None) -> None:
         """Log frames, which become ``videos/{name}-{step}.mp4`` in the run folder, or a file."""
@@ -205,7 +207,7 @@ class ExperimentLogger:
         to *metadata*, ``latest`` and ``step-N`` to *aliases*.
         """
         self._check_open()
-        saved_policy.check_artifact(name, metadata := dict(metadata or {}), aliases)
+        saved_policy.check_artifact(name, metadata := metadata or {}, aliases)
         path, facts = saved_policy.save_policy(model, self.dir / "models", name)
         facts = {**metadata, **facts, "run_id": self.run_id}
         if self.run is not None:
@@ -230,7 +232,8 @@ class ExperimentLogger:
         `ConnectionError` says that the server has not taken it, and nothing has been logged.
         """
         self._check_open()
-        saved_policy.check_artifact(name, facts := {**metadata, "uri": uri}, aliases)
+        saved_policy.check_artifact(name, metadata, aliases)
+        facts = {**metadata, "uri": uri}
         if self.run is not None:
             artifact = wandb_run.new_artifact(name, facts)
             base = uri.rstrip("/") if "://" in uri else Path(uri).absolute().as_uri()
@@ -318,3 +321,8 @@ class ExperimentLogger:
         if self.run is not None:
             with self._lock:
                 self.run.config.update(values, allow_val_change=True)  # type: ignore[no-untyped-call]
+
+
+def _check_mapping(value: object, method: str) -> None:
+    if not isinstance(value, Mapping):
+        raise LoggingError(f"{method} takes a mapping, not {type(value).__name__}.")

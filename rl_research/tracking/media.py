@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rl_research.errors import LoggingError
+from rl_research.errors import LoggingError, in_a_line
 from rl_research.system import replacing
 
 if TYPE_CHECKING:
@@ -107,22 +107,22 @@ def _array(image: Any, name: str) -> NDArray[Any]:
         image.savefig(png := io.BytesIO(), format="png")
         image = png
     if isinstance(image, str | os.PathLike | io.BytesIO):
-        from PIL import Image, UnidentifiedImageError
+        from PIL import Image
 
         try:
             with Image.open(image) as picture:
                 return _decoded(picture)
-        except (UnidentifiedImageError, OSError) as error:
-            raise LoggingError(f"image {name!r} cannot be read: {error}.") from None
+        except Exception as error:  # noqa: BLE001  # a decoder's own, besides PIL's and the disk's
+            raise LoggingError(f"image {name!r} cannot be read: {in_a_line(error)}.") from None
     if hasattr(image, "convert") and hasattr(image, "mode"):  # a PIL image
         return _decoded(image)
-    if hasattr(image, "detach"):  # a torch tensor; bfloat16 has no NumPy type
-        image = image.detach().cpu()
-        image = image.float().numpy() if image.is_floating_point() else image.numpy()
     try:
+        if hasattr(image, "detach"):  # a torch tensor; bfloat16 has no NumPy type
+            image = image.detach().cpu()
+            image = image.float().numpy() if image.is_floating_point() else image.numpy()
         return np.asarray(image)
-    except ValueError as error:
-        raise LoggingError(f"{name!r} is not an array of numbers: {error}.") from None
+    except Exception as error:  # noqa: BLE001  # of torch or of the object's own
+        raise LoggingError(f"{name!r} is not an array of numbers: {in_a_line(error)}.") from None
 
 
 def _decoded(picture: Image.Image) -> NDArray[Any]:

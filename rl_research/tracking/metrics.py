@@ -1,61 +1,85 @@
 """Metric values: what may be logged, as a plain row, at which step, how often."""
 
 import logging
+import math
 import operator
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from decimal import Decimal
 from fractions import Fraction
 from typing import Any
 
 import numpy as np
 
-from rl_research.errors import LoggingError
-from rl_research.tracking.metric_names import check_name
+from rl_research.errors import LoggingError, in_a_line
+from rl_research.tracking.metric_names import check_name, shown
 
 log = logging.getLogger(__name__)
 
 Scalar = bool | int | float | str
 Row = dict[str, Scalar]
 
+_MOST = 10_000  # metrics in a row
+
 
 def flatten(metrics: object) -> dict[str, Any]:
     """Return *metrics* with nested mappings spelt by slashes: ``{"a": {"b": 1}}`` is ``{"a/b": 1}``."""
+    row: dict[str, Any] = {}
+    for number, (name, value) in enumerate(_named_values(metrics)):
+        if name in row:
+            raise LoggingError(f"metric {name!r} is given twice in one row.")
+        if number == _MOST:
+            raise LoggingError(f"a row has more than {_MOST:,} metrics and groups of them. Log fewer.")
+        if not isinstance(value, Mapping):
+            row[name] = value
+    return row
+
+
+def _named_values(metrics: object, group: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield what is in *metrics*, groups too. Where they hold themselves, the length of a name is the bound."""
     if not isinstance(metrics, Mapping):
         raise LoggingError(
             f"metrics must be a mapping from names to numbers, not {type(metrics).__name__}. "
             'For instance {"eval/mean_reward": 150.0}.'
         )
-    row: dict[str, Any] = {}
-    for key, value in metrics.items():
-        nested = flatten(value) if isinstance(value, Mapping) else None
-        leaves = (
-            {key: value} if nested is None else {f"{check_name(key)}/{name}": leaf for name, leaf in nested.items()}
-        )
-        for name, leaf in leaves.items():
-            if check_name(name) in row:
-                raise LoggingError(f"metric {name!r} is given twice in one row.")
-            row[name] = leaf
-    return row
+    try:
+        items = list(metrics.items())
+    except Exception as error:  # noqa: BLE001  # of a mapping of the user's own
+        raise LoggingError(f"metrics of type {type(metrics).__name__} cannot be read: {in_a_line(error)}") from None
+    for key, value in items:
+        name = check_name(f"{group}{check_name(key)}")
+        yield name, value
+        if isinstance(value, Mapping):
+            yield from _named_values(value, f"{name}/")
 
 
 def scalar(name: str, value: Any) -> Scalar:
     """Return *value* as a plain number or string; raise `LoggingError` with name, type and remedy."""
-    if isinstance(value, np.generic) or _holds_one(value):
-        value = value.item()
-    if isinstance(value, int) and not isinstance(value, bool) and abs(value) >= 2**63:
-        return float(value)
-    if isinstance(value, (bool, int, float, str)):
-        return value
-    if isinstance(value, (Decimal, Fraction)):
-        return float(value)
-    shape = getattr(value, "shape", None)
-    kind = f"of type {type(value).__name__}" if shape is None else f"a {type(value).__name__} of shape {tuple(shape)}"
-    raise LoggingError(f"metric {name!r} is {kind}. {_remedy(value)}")
+    try:
+        if isinstance(value, np.generic) or _holds_one(value):
+            value = value.item()
+        if isinstance(value, str) or (isinstance(value, bool | int | float) and abs(value) < 2**63):
+            return value
+        if isinstance(value, int | float | Decimal | Fraction | np.floating):
+            return _float(value)
+        shape = None if getattr(value, "shape", None) is None else tuple(value.shape)
+    except Exception as error:  # noqa: BLE001  # a property or a conversion of the object's own
+        kind = type(value).__name__
+        raise LoggingError(f"metric {name!r}, of type {kind}, cannot be read: {in_a_line(error)}") from None
+    kind = f"of type {type(value).__name__}" if shape is None else f"a {type(value).__name__} of shape {shape}"
+    raise LoggingError(f"metric {name!r} is {kind}. {_remedy(value, len(shape or ()))}")
 
 
 def scalars(metrics: object) -> Row:
     """Return *metrics* as one flat row of plain values."""
     return {name: scalar(name, value) for name, value in flatten(metrics).items()}
+
+
+def _float(value: Any) -> float:
+    """Return *value* as a float, infinite where it is beyond the largest."""
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf
 
 
 def _holds_one(value: Any) -> bool:
@@ -65,12 +89,11 @@ def _holds_one(value: Any) -> bool:
     return callable(getattr(value, "numel", None)) and hasattr(value, "item") and value.numel() == 1
 
 
-def _remedy(value: object) -> str:
+def _remedy(value: object, rank: int) -> str:
     if value is None:
         return "Leave it out of the row, or log float('nan')."
     if isinstance(value, complex):
         return "Log its real and imaginary part under two names."
-    rank = len(getattr(value, "shape", ()))
     if rank == 4:
         return "Frames go to log_video."
     if rank in (2, 3):
@@ -111,10 +134,10 @@ class Steps:
 def _whole(step: Any) -> int:
     try:
         whole = operator.index(step)
-    except TypeError:
+    except Exception:  # noqa: BLE001  # of a number of the user's own
         whole = int(step) if isinstance(step, (float, np.floating)) and step == step // 1 else -1
-    if whole < 0 or isinstance(step, (bool, np.bool_)):
-        raise LoggingError(f"step={step!r} is not a number of environment steps: give 0, 1, 2, …")
+    if not 0 <= whole < 2**63 or isinstance(step, (bool, np.bool_)):
+        raise LoggingError(f"step={shown(step)} is not a number of environment steps: give 0, 1, 2, …")
     return whole
 
 

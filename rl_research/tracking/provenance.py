@@ -4,6 +4,7 @@ Nothing here raises: what cannot be known is left out.
 """
 
 import enum
+import math
 import os
 import platform
 import re
@@ -66,13 +67,15 @@ def environment_facts(env: Any) -> dict[str, object]:
     """Return ``id``, spaces and ``n_envs`` of a gymnasium environment or a VecEnv."""
     found: dict[str, object] = {}
     for name in ("observation_space", "action_space"):
-        if (space := getattr(env, name, None)) is not None:
-            found[name] = str(space)
-    if env is not None:
-        found["n_envs"] = int(getattr(env, "num_envs", 1))
+        with suppress(Exception):
+            if (space := getattr(env, name, None)) is not None:
+                found[name] = _text(str(space))
+    with suppress(Exception):
+        if env is not None:
+            found["n_envs"] = int(getattr(env, "num_envs", 1))
     with suppress(Exception):
         specs = env.get_attr("spec") if hasattr(env, "get_attr") else [env.spec]
-        found["id"] = str(specs[0].id)
+        found["id"] = _text(str(specs[0].id))
     return found
 
 
@@ -100,42 +103,92 @@ def current_flow_run() -> dict[str, str]:
 
 
 _ADDRESS = re.compile(r"\b0x[0-9a-fA-F]{4,}")
+_LARGEST = 1000  # elements of an array that are kept
+_DEEPEST, _MOST = 50, 10_000  # levels, and groups of values, of one configuration
+_REST = "…"
 
 
 def public(values: Mapping[Any, object]) -> dict[str, object]:
-    """Return *values* as JSON can hold them, with everything that looks like a secret as ``***``."""
-    return {
-        str(key): MASK if names_a_secret(str(key)) and not isinstance(value, Mapping | bool | None) else _public(value)
-        for key, value in values.items()
-    }
+    """Return *values* as JSON can hold them, with everything that looks like a secret as ``***``.
+
+    ``…`` stands for a group in itself, for what is deeper than 50 levels, and for what comes after 10,000 groups.
+    An integer beyond 64 bits, NaN and infinity become text: readers of JSON change or refuse them.
+    """
+    found = _Public().value(values)
+    return found if isinstance(found, dict) else {}
 
 
-def _public(value: object) -> object:
-    if isinstance(value, Mapping):
-        return public(value)
-    if isinstance(value, str):
-        return masked(value)
-    if value is None or isinstance(value, (bool, int, float)):
-        return value
-    if isinstance(value, np.generic) or (isinstance(value, np.ndarray) and value.size <= 1000):
-        return value.tolist()
-    if isinstance(value, (list, tuple)):
-        return [_public(item) for item in value]
-    if isinstance(value, (set, frozenset)):
-        return sorted((_public(item) for item in value), key=str)
-    return _named(value)
+def text(value: object) -> str:
+    """Return *value* as text in a line, without secrets and without what UTF-8 cannot hold."""
+    return " ".join(str(_Public().value(value)).split())
 
 
-def _named(value: object) -> object:
-    """Return what stands for an object: its value, its qualified name or its text, never its address."""
-    if isinstance(value, enum.Enum):
-        return _public(value.value)
-    if isinstance(value, Path):
-        return str(value)
-    name = getattr(value, "__qualname__", None)
-    if isinstance(name, str):
-        return f"{value.__module__}.{name}"
-    with suppress(Exception):
-        if len(text := str(value)) <= 1000 and not _ADDRESS.search(text):
-            return _public(text)
-    return f"{type(value).__module__}.{type(value).__qualname__}"
+class _Public:
+    """One conversion of a value into what JSON can hold."""
+
+    def __init__(self) -> None:
+        self._above: list[int] = []  # groups that the value is in
+        self._groups = 0
+
+    def value(self, value: object) -> object:
+        try:
+            if isinstance(value, Mapping | list | tuple | set | frozenset | np.ndarray):
+                return self._group(value)
+            return self._single(value)
+        except Exception:  # noqa: BLE001  # a property or a conversion of the object's own
+            return _name_of(type(value))
+
+    def _group(self, group: Any) -> object:
+        if id(group) in self._above or len(self._above) == _DEEPEST or self._groups == _MOST:
+            return _REST
+        self._groups += 1
+        self._above.append(id(group))
+        try:
+            if isinstance(group, Mapping):
+                return {_text(str(self.value(key))): self._member(key, value) for key, value in group.items()}
+            if isinstance(group, np.ndarray):
+                return self.value(group.tolist()) if group.size <= _LARGEST else _name_of(type(group))
+            found = [self.value(item) for item in group]
+            return sorted(found, key=str) if isinstance(group, set | frozenset) else found
+        finally:
+            self._above.pop()
+
+    def _member(self, key: object, value: object) -> object:
+        is_secret = isinstance(key, str) and names_a_secret(key) and not isinstance(value, Mapping | bool | None)
+        return MASK if is_secret else self.value(value)
+
+    def _single(self, value: Any) -> object:
+        if isinstance(value, np.generic):
+            value = float(value) if isinstance(value, np.floating) else value.item()
+        if isinstance(value, str):
+            return _text(value)
+        if isinstance(value, int) and not isinstance(value, bool):
+            return value if value.bit_length() < 64 else _digits(value)
+        if isinstance(value, float):
+            return value if math.isfinite(value) else str(value)
+        return value if value is None or isinstance(value, bool) else self._named(value)
+
+    def _named(self, value: Any) -> object:
+        """Return what stands for an object: its value, its qualified name or its text, never its address."""
+        if isinstance(value, enum.Enum):
+            return self.value(value.value)
+        if isinstance(value, Path):
+            return _text(str(value))
+        if isinstance(getattr(value, "__qualname__", None), str):
+            return _name_of(value)
+        if len(said := str(value)) <= 1000 and not _ADDRESS.search(said):
+            return _text(said)
+        return _name_of(type(value))
+
+
+def _name_of(value: Any) -> str:
+    return ".".join(filter(None, (getattr(value, "__module__", None), value.__qualname__)))
+
+
+def _text(value: str) -> str:
+    return masked(value).encode(errors="backslashreplace").decode()
+
+
+def _digits(value: int) -> str:
+    bits = value.bit_length()
+    return str(value) if bits < 2000 else f"an integer of {bits:,} bits"  # Python writes no longer ones out

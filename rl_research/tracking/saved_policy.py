@@ -9,7 +9,7 @@ import re
 import secrets
 import shutil
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ import numpy as np
 from rl_research.errors import CheckpointDamaged, LoggingError
 from rl_research.system import make_durable, write_atomically
 from rl_research.tracking import provenance
+from rl_research.tracking.metric_names import shown
 
 if TYPE_CHECKING:
     from stable_baselines3.common.base_class import BaseAlgorithm
@@ -128,11 +129,13 @@ def check_artifact(name: str, metadata: Mapping[str, object], aliases: Sequence[
             f"{name!r} cannot name a model: use up to 128 letters, digits, '-', '_' and '.'. "
             f"For instance {mended[:128]!r}."
         )
-    if isinstance(aliases, str):
-        raise LoggingError(f"aliases={aliases!r} must be a list, such as [{aliases!r}].")
+    if not isinstance(metadata, Mapping):
+        raise LoggingError(f"metadata of {name!r} must be a mapping, not {type(metadata).__name__}.")
+    if isinstance(aliases, str) or not isinstance(aliases, Iterable):
+        raise LoggingError(f"aliases={shown(aliases)} must be a list, such as [{shown(aliases)}].")
     for alias in aliases:
         if not isinstance(alias, str) or not alias or set(alias) & set("/:"):
-            raise LoggingError(f"alias {alias!r} must be a string without '/' and ':'.")
+            raise LoggingError(f"alias {shown(alias)} must be a string without '/' and ':'.")
     if len(metadata) > MAX_METADATA:
         raise LoggingError(
             f"metadata of {name!r} has {len(metadata)} keys; at most {MAX_METADATA} fit. Nest them in one mapping."

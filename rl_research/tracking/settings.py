@@ -6,11 +6,13 @@ import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel
 
 from rl_research.config import RUN_DIR, WandbSettings, plain, validated
-from rl_research.errors import ConfigError
+from rl_research.errors import ConfigError, in_a_line
+from rl_research.system import expanded
 from rl_research.tracking import provenance
 
 #: The launch decides: where one of these is set, it wins over the ``wandb`` section.
@@ -69,12 +71,21 @@ def resolve_settings(
             f"ExperimentLogger needs a configuration, not {type(config).__name__}: "
             'a Config, a DictConfig or a mapping such as {"wandb": {"project": "my_project"}}.'
         )
-    settings = plain(config)
+    settings = plain_config(config)
     wandb = _wandb_section(settings.get("wandb"))
     chosen = _run_id(run_id, settings)
     directory = _run_dir(run_dir, settings, wandb.dir, chosen)
     root = _absolute(wandb.dir.replace(_OUTPUT_DIR, RUN_DIR).replace(RUN_DIR, str(directory)))
     return RunSettings(run_id=chosen, wandb=wandb, root=root, dir=directory, config=settings)
+
+
+def plain_config(config: Mapping[Any, Any] | BaseModel) -> dict[str, Any]:
+    """Return *config* as plain dicts, lists and scalars; raise `ConfigError` where it cannot be read."""
+    try:
+        return plain(config)
+    except Exception as error:  # noqa: BLE001  # a mapping of the user's own, an interpolation, a model of pydantic's
+        kind, reason = type(config).__name__, in_a_line(error)
+        raise ConfigError(f"the configuration, of type {kind}, cannot be read: {reason}") from None
 
 
 def settings_to_reopen(run_id: str, path: str, mode: str, root: Path) -> RunSettings:
@@ -91,7 +102,7 @@ def settings_to_reopen(run_id: str, path: str, mode: str, root: Path) -> RunSett
 def _wandb_section(section: object) -> WandbSettings:
     if not isinstance(section, WandbSettings | Mapping | None):
         raise ConfigError(f"wandb={section!r}: should be a mapping. For instance wandb={{'mode': 'offline'}}.")
-    found = {key: value for key, value in plain(section or {}).items() if value is not None}
+    found = {key: value for key, value in plain_config(section or {}).items() if value is not None}
     if isinstance(found.get("tags"), str):
         found["tags"] = [found["tags"]]
     launch = {setting: os.environ[variable] for variable, setting in ENVIRONMENT.items() if os.environ.get(variable)}
@@ -132,4 +143,7 @@ def _run_dir(given: str | os.PathLike[str] | None, settings: Mapping[str, object
 
 
 def _absolute(path: str | os.PathLike[str]) -> Path:
-    return Path(os.path.abspath(Path(path).expanduser()))  # noqa: PTH100  # keeps symbolic links
+    try:
+        return Path(os.path.abspath(expanded(path)))  # noqa: PTH100  # keeps symbolic links
+    except TypeError:
+        raise ConfigError(f"{path!r} is no folder's name, but of type {type(path).__name__}.") from None

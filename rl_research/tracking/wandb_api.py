@@ -192,7 +192,7 @@ def _configured_url() -> str:
     if url := os.environ.get("WANDB_BASE_URL"):
         return url
     config = os.environ.get("WANDB_CONFIG_DIR", "~/.config/wandb")
-    for path in (Path("wandb/settings"), Path(config).expanduser() / "settings"):
+    for path in (Path("wandb/settings"), Path(os.path.expanduser(config), "settings")):  # noqa: PTH111  # raises nothing
         parser = configparser.ConfigParser(default_section="", interpolation=None)
         try:
             parser.read(path)

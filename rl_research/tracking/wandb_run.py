@@ -109,8 +109,14 @@ def _make_folder(settings: RunSettings) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         if not os.access(folder, os.W_OK | os.X_OK):
             raise PermissionError("permission denied")
-    except OSError as error:
-        reason = (error.strerror or str(error)).lower()
+        str(folder).encode()  # as W&B's service gets it
+    except UnicodeEncodeError:
+        raise ConfigError(
+            f"wandb.dir={str(settings.root)!a}: W&B needs folders whose names are UTF-8. "
+            "Set PYTHONUTF8=1 or LC_ALL=C.UTF-8 where they are, or wandb.dir (WANDB_DIR) to another folder."
+        ) from None
+    except (OSError, ValueError) as error:
+        reason = (getattr(error, "strerror", None) or str(error)).lower()
         raise ConfigError(
             f"wandb.dir={settings.root}: cannot write there: {reason}. "
             "Set wandb.dir (or WANDB_DIR) to a folder of yours."

@@ -5,13 +5,13 @@ from __future__ import annotations
 import logging
 import secrets
 from contextlib import ExitStack
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rl_research.config import Config
 from rl_research.errors import ConfigError, StorageError
 from rl_research.runs import make_folder
 from rl_research.storage import Store, is_transient
+from rl_research.system import expanded
 from rl_research.tracking import resolve_settings
 from rl_research.training import envs, models
 from rl_research.training.env_check import check_api
@@ -87,7 +87,7 @@ def preflight(config: Config) -> Prepared:
     resolve_settings(config, config.run_id or "preflight", None)
     with ExitStack() as on_failure:
         prepared = on_failure.enter_context(Prepared(config))
-        make_folder(Path(config.runs_dir).expanduser())
+        make_folder(expanded(config.runs_dir))
         on_failure.pop_all()
     return prepared
 

@@ -10,6 +10,7 @@ from rl_research.checkpoints import Checkpoint
 from rl_research.errors import ConfigError
 from rl_research.runs import DESCRIPTION, FOR_UPLOAD, leased_folder, read_description, read_record
 from rl_research.storage import RunLease
+from rl_research.system import expanded
 from rl_research.uploads.run_storage import RunStorage
 
 _log = logging.getLogger(__name__)
@@ -21,7 +22,7 @@ def runs_with_storage(runs_dir: Path) -> Iterator[RunStorage]:
     Masked options are left out, so credentials come from where the store's client finds them. A run that
     was set aside (``resume=never``) is skipped, and with a warning one whose description cannot be read.
     """
-    for description in sorted(runs_dir.expanduser().glob(f"*/{DESCRIPTION}")):
+    for description in sorted(expanded(runs_dir).glob(f"*/{DESCRIPTION}")):
         folder = description.parent
         try:
             config = read_description(folder)
