@@ -247,6 +247,18 @@ def test_a_program_that_forgets_finish_loses_nothing(end: str, code: int, launch
     assert summary["exit_code"] == code
 
 
+@pytest.mark.parametrize("home", [None, "/proc/none"])
+def test_without_a_home_the_terminal_stays_quiet(home: str | None, launch: Path) -> None:
+    """W&B's service, which has no cache to write its log to, writes it in the run's W&B folder."""
+    script = "from rl_research.utils.logger import ExperimentLogger as L\nL({'wandb': {}}).finish()"
+    env = {name: text for name, text in os.environ.items() if name not in ("HOME", "XDG_CACHE_HOME", "WANDB_CACHE_DIR")}
+    env |= {} if home is None else {"HOME": home}
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=launch, env=env, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
 def test_not_a_number_is_logged_and_mentioned_once(caplog: pytest.LogCaptureFixture) -> None:
     """NaN is a value, and a warning per metric."""
     with caplog.at_level(logging.WARNING), ExperimentLogger({}) as logger:

@@ -102,6 +102,7 @@ class SyncCommand:
 #: Where wandb's service listens, and the process that started it: ``3-PID-unix-…``. Set by `wandb.init`.
 SERVICE = "WANDB_SERVICE"
 _STAGING = "WANDB_DATA_DIR"
+_CACHE = "WANDB_CACHE_DIR"
 _chosen_here: set[str] = set()  # values of it that `stage_below` has set
 _OF_BEGINNINGS = ("run_name", "run_notes", "run_group", "run_job_type", "run_tags")
 _FLUSH_SECONDS = 1.0  # what a killed process may lose; wandb's own choice is 15
@@ -145,6 +146,16 @@ def stage_below(folder: str) -> None:
     if os.environ.get(_STAGING) in (None, *_chosen_here):
         _chosen_here.add(folder)
         os.environ[_STAGING] = folder
+
+
+def keep_logs_below(folder: str) -> None:
+    """Let W&B's service write its log in *folder* where the user has no cache: without one it logs to the terminal."""
+    home = os.environ.get("XDG_CACHE_HOME") or (os.environ.get("HOME") and f"{os.environ['HOME']}/.cache")
+    if not os.environ.get(_CACHE):
+        try:
+            os.makedirs(f"{home or os.devnull}/wandb/logs", exist_ok=True)  # noqa: PTH103  # as the service does
+        except OSError:
+            os.environ[_CACHE] = folder
 
 
 def has_active_run() -> bool:

@@ -38,6 +38,7 @@ def open_run(settings: RunSettings, config: Mapping[str, object]) -> tuple[Run |
         return None, None
     _make_folder(settings)
     wandb_private.stage_below(str(settings.root / "wandb"))
+    wandb_private.keep_logs_below(str(settings.root / "wandb" / "cache"))
     wandb_private.leave_inherited_service()
     if settings.wandb.mode != "online":
         return _init(settings, config, "offline"), None
