@@ -120,3 +120,13 @@ def test_watching_follows_until_stopped(library: Path, tmp_path: Path, server: W
         watch.kill()
         watch.wait()
     assert server.run("two").steps == [0, 1, 2, 3, 4]
+
+
+def test_in_a_posix_locale_names_are_what_they_are(tmp_path: Path) -> None:
+    """Also where Python's UTF-8 mode was switched off: words and folders with letters beyond ASCII work."""
+    done = subprocess.run(
+        command("läufe"), cwd=tmp_path, env={**environment(), "LC_ALL": "C", "PYTHONUTF8": "0"},
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr.startswith("rl-research: läufe: nothing there."), done.stderr

@@ -4,6 +4,7 @@ A verb imports what it needs when it runs, so that ``--help`` answers at once.
 """
 
 import logging
+import os
 import sys
 from collections.abc import Sequence
 
@@ -56,6 +57,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(stream=sys.stderr, format="%(message)s", level=logging.WARNING)
     logging.getLogger("rl_research").setLevel(logging.INFO)
     words = list(sys.argv[1:] if arguments is None else arguments)
+    if arguments is None and sys.getfilesystemencoding() == "ascii":  # LC_ALL=C without Python's UTF-8 mode
+        command = [sys.executable, "-m", "rl_research", *words]
+        os.execve(sys.executable, command, {**os.environ, "PYTHONUTF8": "1"})
     try:
         with verbs.make_context("rl-research", words) as context:
             code: int | None = verbs.invoke(context)
