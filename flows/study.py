@@ -69,7 +69,7 @@ def run_study(planned: Study, at_a_time: int, api: str | None) -> dict[str, Any]
         orchestration.publish_study(result)
     if failed := result["failed"]:
         unfinished = f"{len(failed)} of {len(planned.members)} members are not finished"
-        ends = [f"  {run_id}: {end}" for run_id, end in failed.items()]
+        ends = [f"  {run_id}: {end}" for run_id, end in result["last_lines"].items()]
         lines = [f"{unfinished}; their logs are in {result['folder']}/logs", *ends]
         return orchestration.failed_state(StudyUnfinished("\n".join(lines), result))
     return result

@@ -199,7 +199,7 @@ def test_composing_needs_no_prefect_and_no_wandb() -> None:
 def test_nothing_is_imported_before_training_that_it_does_not_need(tmp_path: Path) -> None:
     """At the first step there is no server, no store's client and nothing that draws in the process."""
     (tmp_path / "first.py").write_text(_FIRST_STEP)
-    words = tiny(tmp_path / "runs", "mine", "env.id=first:First-v0", "evaluation.enabled=false")
+    words = tiny(tmp_path / "runs", "mine", "env.id=first:First-v0", "env.check=false", "evaluation.enabled=false")
     subprocess.run(
         [sys.executable, "-m", "rl_research", "train", *words], cwd=tmp_path, check=True,
         capture_output=True, timeout=400, env=environment(PYTHONPATH=str(tmp_path)),

@@ -95,7 +95,7 @@ def test_members_use_an_api_only_while_it_answers(tmp_path: Path, monkeypatch: p
     study = plan_study("served", _words(tmp_path), [0, 1])
     run_members(study, _QUIET, find_api=lambda: next(found))
     assert used == ["http://127.0.0.1:1/api", None]
-    assert study_result(study)["failed"] == {}
+    assert study_result(study)["failed"] == []
 
 
 @pytest.mark.slow
@@ -109,7 +109,7 @@ def test_a_study_runs_each_member_once(tmp_path: Path, monkeypatch: pytest.Monke
     run_members(study, _QUIET, at_a_time=2)
     result = study_result(study)
 
-    assert list(result["failed"]) == [study.members[0].run_id]
+    assert result["failed"] == [study.members[0].run_id]
     (setting,) = result["settings"]
     scores = {str(m.seed): m.record.scores.mean for m in study.members[1:]}
     assert setting["scores"] == scores
@@ -121,7 +121,7 @@ def test_a_study_runs_each_member_once(tmp_path: Path, monkeypatch: pytest.Monke
     made = {m.run_id: record_of(m.config.run_dir)["finished_at"] for m in study.members[1:]}
     run_members(study, _QUIET, at_a_time=2)
     again = study_result(study)
-    assert again["failed"] == {}
+    assert again["failed"] == []
     assert len(again["settings"][0]["interval"]) == 2
     assert {m.run_id: record_of(m.config.run_dir)["finished_at"] for m in study.members[1:]} == made
     assert json.loads((study.folder / "study.json").read_text()) == again
@@ -201,7 +201,7 @@ def test_a_study_with_a_failed_member_shows_what_it_came_to(tmp_path: Path, as_j
     assert re.search(r"part-\w+-s0: rl-research: diverged at step", done.stderr)
     assert "Traceback" not in done.stderr
     if as_json:
-        (failed,) = json.loads(done.stdout)["failed"].values()
+        (failed,) = json.loads(done.stdout)["last_lines"].values()
         assert "diverged" in failed
     else:
         assert "| `algorithm.params.learning_rate=1e-3` |" in done.stdout

@@ -13,11 +13,13 @@ from rl_research.system import write_atomically
 def study_result(study: Study) -> dict[str, Any]:
     """Return the scores of each setting over its seeds, and write them to ``study.json``."""
     settings = list(dict.fromkeys(member.setting for member in study.members))
+    failed = [member for member in study.members if not member.record.is_finished]
     found = {
         "name": study.name,
         "folder": str(study.folder),
         "settings": [_setting(name, [m for m in study.members if m.setting == name]) for name in settings],
-        "failed": {m.run_id: _last_line(study, m) for m in study.members if not m.record.is_finished},
+        "failed": [m.run_id for m in failed],
+        **({"last_lines": {m.run_id: _last_line(study, m) for m in failed}} if failed else {}),
     }
     text = json.dumps(found, indent=2) + "\n"
     write_atomically(study.folder / "study.json", text.encode())
