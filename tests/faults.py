@@ -6,6 +6,7 @@ its own. Before a server that does not speak HTTP (SFTP), a connection is one re
 
 from __future__ import annotations
 
+import random
 import socket
 import struct
 import threading
@@ -41,6 +42,7 @@ class Fault:
     until: float = float("inf")  # on the monotonic clock
     methods: Sequence[str] = ()  # none: all
     path: str = ""  # part of the request's path
+    share: float = 1.0  # of the requests that it would hit
 
 
 @dataclass
@@ -57,6 +59,7 @@ class Faults:
 
     def __post_init__(self) -> None:
         self._faults: list[Fault] = []
+        self._random = random.Random(0)
         self._lock = threading.Lock()
         self._open: set[socket.socket] = set()
         self._listener: socket.socket | None = None
@@ -164,7 +167,11 @@ class Faults:
             self.requests[method] += 1
             self.paths.append(f"{method} {path}")
             for fault in self._faults:
-                hit = (not fault.methods or method in fault.methods) and fault.path in path
+                hit = (
+                    (not fault.methods or method in fault.methods)
+                    and fault.path in path
+                    and self._random.random() < fault.share
+                )
                 if hit and fault.times > 0 and time.monotonic() < fault.until:
                     fault.times -= 1
                     return fault

@@ -73,6 +73,34 @@ def test_what_is_broken_is_said_with_a_remedy(
     assert exit_code(list(found.values())) == 2
 
 
+def test_what_deployments_use_is_looked_at_too(
+    tiny_config: TinyConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each store that deployment.yaml names, in overrides, a schedule's own or places, is written to once."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("")
+    given = [
+        {"name": "good", "parameters": {"overrides": [f"storage.url={tmp_path}/store"]}},
+        {
+            "name": "bad",
+            "parameters": {"overrides": ["experiment=cartpole_ppo"]},
+            "schedules": [{"parameters": {"overrides": [f"storage.url={tmp_path}/file/below"]}}],
+        },
+        {"name": "gateway", "parameters": {"where": ["runs", f"file://{tmp_path}/store"]}},
+        {"name": "none", "triggers": [{}]},
+    ]
+    (tmp_path / "deployment.yaml").write_text(json.dumps({"deployments": given}))
+    found = {finding.said: finding.state for finding in examine(tiny_config()) if finding.about == "storage"}
+    assert [state for said, state in found.items() if "bad in deployment.yaml" in said] == ["broken"]
+    assert [state for said, state in found.items() if "good in deployment.yaml" in said] == ["ok"]
+    assert [state for said, state in found.items() if "gateway in deployment.yaml" in said] == ["ok"]
+    assert list((tmp_path / "store").iterdir()) == []
+    (tmp_path / "deployment.yaml").write_text("deployments: [{name: x, parameters: {overrides: [sed=1]}}]")
+    wrong = [finding for finding in examine(tiny_config()) if finding.state == "warning" and finding.about == "storage"]
+    assert "deployment.yaml" in wrong[0].said
+    assert wrong[0].remedy
+
+
 def test_offline_needs_no_account(look: Callable[..., dict[str, Finding]], monkeypatch: pytest.MonkeyPatch) -> None:
     """Where runs are offline, W&B that does not answer is a warning, and the code is 0."""
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")

@@ -14,7 +14,7 @@ import s3fs
 from fsspec.implementations.dirfs import DirFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 
-from rl_research.storage import clients, fsspec_private
+from rl_research.storage import clients, fsspec_private, hiccups
 
 _LIBRARY = Path(__file__).parents[1] / "rl_research"
 
@@ -49,7 +49,7 @@ def test_gcsfs_hides_what_it_repeats_behind_wrapped() -> None:
     for name in fsspec_private._RETRIED_BY_GCSFS:
         assert hasattr(getattr(gcsfs.core.GCSFileSystem, name), "__wrapped__"), f"{name} is repeated otherwise"
     fs = gcsfs.GCSFileSystem.__new__(gcsfs.GCSFileSystem)
-    fsspec_private.switch_off_gcsfs_retries(fs)
+    fsspec_private.repeat_gcsfs_requests(fs, hiccups.again_async)
     assert not hasattr(fs._request.__func__, "__wrapped__")
 
 
@@ -58,8 +58,12 @@ def test_azure_s_settings_are_where_they_were() -> None:
     from azure.storage.blob.aio import BlobServiceClient
 
     client = BlobServiceClient("http://127.0.0.1:9/account")
-    settings = fsspec_private.azure_settings(SimpleNamespace(service_client=client))
-    assert settings.retry_policy.total_retries >= 0
+    fs = SimpleNamespace(service_client=client)
+    policy = client._config.retry_policy
+    names = {"total_retries", "connect_retries", "read_retries", "status_retries", "get_backoff_time"}
+    assert names <= set(dir(policy))
+    settings = fsspec_private.repeat_azure_requests(fs, 3, lambda attempt, error: 0.0)
+    assert settings.retry_policy.total_retries == 2
     assert settings.max_single_put_size > 0
     assert settings.max_block_size > 0
 

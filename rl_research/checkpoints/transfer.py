@@ -7,7 +7,7 @@ from typing import Any
 from rl_research.checkpoints.checkpoint import FOLDER, INTENT, MANIFEST, REPLAY, Checkpoint, read_manifest, sizes_in
 from rl_research.config import Config
 from rl_research.errors import CheckpointDamaged
-from rl_research.storage import TIMEOUT, Store, below
+from rl_research.storage import TIMEOUT, Store, below, repeats_logged
 from rl_research.system import make_durable, sha256
 
 
@@ -20,6 +20,11 @@ def upload(checkpoint: Checkpoint, store: Store, confirm: Callable[[], None] = l
     A retry sends only what is missing. Where *store* has other files at this step, its manifest goes
     first, so that no reader ever sees a manifest beside files that are not its own.
     """
+    with repeats_logged(f"upload of step {checkpoint.global_step}"):
+        return _upload(checkpoint, store, confirm)
+
+
+def _upload(checkpoint: Checkpoint, store: Store, confirm: Callable[[], None]) -> Checkpoint:
     confirm()
     text = checkpoint.manifest.to_json()
     manifest, intent = f"{checkpoint.name}/{MANIFEST}", f"{checkpoint.name}/{INTENT}"
@@ -57,7 +62,8 @@ def download(checkpoint: Checkpoint, run_dir: Path, on_bytes: Callable[[int], No
         target = run_dir / FOLDER / path
         if not (store.size(path) == size and sha256(target) == expected):
             part = target.with_name(f".{target.name}.{expected[:12]}.tmp")
-            _fetch(checkpoint.store, path, part, size, expected)
+            with repeats_logged(f"download of {path}"):
+                _fetch(checkpoint.store, path, part, size, expected)
             make_durable(part)
             part.replace(target)
             make_durable(target.parent)

@@ -16,13 +16,14 @@ from urllib.parse import urlsplit
 
 from packaging.requirements import Requirement
 
-from rl_research.config import Config
+from rl_research.config import Config, StorageSettings, load_config
 from rl_research.errors import ConfigError, StorageError
 from rl_research.storage import Store, is_transient
 from rl_research.sync import Policy, find, reason_to_skip
 from rl_research.system import expanded, without_password
 from rl_research.tracking import NoAnswer, Refused, WandbApi
 
+DEPLOYMENTS = Path("deployment.yaml")
 _TIMEOUT = 5.0  # seconds for one answer
 _LOW, _OUT = 10e9, 1e9  # bytes of disk: warned of, too few
 _PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
@@ -107,28 +108,53 @@ def _proxies(config: Config) -> Iterator[Finding]:  # noqa: ARG001  # one form f
 
 
 def _storage(config: Config) -> Iterator[Finding]:
-    url = config.storage.url
-    if url is None:
-        yield Finding("storage", "ok", "the run folder")
-        return
-    shown = without_password(url)
+    sections = {"": config.storage}  # by whose it is
+    try:
+        sections |= {f" ({name})": section for name, section in _deployed_storage()}
+    except (ConfigError, AttributeError, TypeError) as error:
+        yield Finding("storage", "warning", f"{DEPLOYMENTS}: {error}", "`make deploy` says what is wrong there.")
+    seen = set()
+    for whose, section in sections.items():
+        if section.url is None:
+            yield Finding("storage", "ok", "the run folder")
+        elif (where := repr((section.url, section.options))) not in seen:
+            seen.add(where)
+            yield _probed(section, whose)
+
+
+def _deployed_storage() -> Iterator[tuple[str, StorageSettings]]:
+    """Yield every store that deployment.yaml, where the command is given, names, with its deployment."""
+    from rl_research.orchestration import parsed
+
+    for entry in parsed(DEPLOYMENTS)["deployments"] if DEPLOYMENTS.exists() else ():
+        for start in [{}, *(entry.get("schedules") or ()), *(entry.get("triggers") or ())]:
+            given = {**(entry.get("parameters") or {}), **(start.get("parameters") or {})}
+            for number, more in enumerate(given.get("grid") or [[]]):
+                section = load_config([*(given.get("overrides") or ()), *more]).storage
+                places = [place for key in ("where", "places") for place in given.get(key) or () if "://" in place]
+                for url in filter(None, [section.url, *places]):
+                    name = f"{entry['name']} in {DEPLOYMENTS}" + (f", {number + 1}" if number else "")
+                    yield name, section.model_copy(update={"url": url})
+
+
+def _probed(section: StorageSettings, whose: str) -> Finding:
+    """Write, read and remove an object, and return what came of it."""
+    url = str(section.url)
     name, content = f".probe-{secrets.token_hex(6)}", secrets.token_bytes(64)
     try:
-        store = Store(url, config.storage.options, config.storage.timeout)
+        store = Store(url, section.options, section.timeout)
         store.write(name, content)
         same = store.read(name) == content
         store.remove(name)
     except (StorageError, ConfigError) as error:
-        yield Finding("storage", "broken", str(error), "See docs for storage.url and its options.")
+        return Finding("storage", "broken", f"{error}{whose}", "See docs for storage.url and its options.")
     except Exception as error:
         if not (is_transient(error) or isinstance(error, OSError)):
             raise
-        remedy = "Training goes on without; uploads are tried again."
-        yield Finding("storage", "broken", f"{shown}: {str(error) or type(error).__name__}", remedy)
-    else:
-        state = "ok" if same else "broken"
-        said = "written, read and removed" if same else "what is read is not what was written"
-        yield Finding("storage", state, f"{shown}: {said}")
+        said = f"{without_password(url)}{whose}: {str(error) or type(error).__name__}"
+        return Finding("storage", "broken", said, "Training goes on without; uploads are tried again.")
+    said = "written, read and removed" if same else "what is read is not what was written"
+    return Finding("storage", "ok" if same else "broken", f"{without_password(url)}{whose}: {said}")
 
 
 def _prefect(config: Config) -> Iterator[Finding]:  # noqa: ARG001  # one form for all checks

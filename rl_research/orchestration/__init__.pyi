@@ -8,7 +8,7 @@ from .artifacts import (
     publish_sync as publish_sync,
     publish_synced_link as publish_synced_link,
 )
-from .deployment_file import read as read
+from .deployment_file import parsed as parsed, read as read
 from .deployments import deploy as deploy, serve as serve
 from .embedded_api import EmbeddedAPI as EmbeddedAPI, embed_api as embed_api
 from .flow_calls import call_flow as call_flow, handed_over as handed_over

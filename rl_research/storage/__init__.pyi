@@ -1,4 +1,5 @@
 from .clients import crosses_network as crosses_network
+from .hiccups import repeats_logged as repeats_logged
 from .lease import (
     FILE as FILE,
     Lease as Lease,

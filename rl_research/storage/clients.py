@@ -1,8 +1,8 @@
 """Settings of each client library: it fails within seconds, and caches nothing that may change.
 
 Left alone, s3fs, gcsfs and adlfs try again up to six times within each operation, unseen, and wait for
-ever on a server that has stopped reading. Here they try once; whoever calls them decides what is tried
-again. Options of the user's win over these.
+ever on a server that has stopped reading. Here each request is made again as `hiccups` says, and counted.
+Options of the user's win over these.
 """
 
 import asyncio
@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from rl_research.storage import fsspec_private
+from rl_research.storage import fsspec_private, hiccups
 from rl_research.storage.refusals import refusal
 from rl_research.storage.transient import is_transient
 
@@ -22,6 +22,7 @@ _EXTRAS = {
     "s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "sftp": "sftp", "ssh": "sftp", "az": "azure",
     "abfs": "azure", "abfss": "azure",
 }  # fmt: skip
+READ_WITHIN_REQUESTS = {"gcs", "azure"}  # clients whose repeated requests include the answer's body
 _BLOCK = 8 << 20  # bytes that come from Azure at a time, or are sent to it in one request
 _PART = 1 << 20  # bytes of a bigger file that are sent to Azure at a time; it reports whole ones only
 
@@ -58,7 +59,7 @@ def bounded(url: str, options: Mapping[str, Any], timeout: float) -> dict[str, A
 
 
 def prepare(fs: Any, timeout: float) -> None:
-    """Let *fs*, and what it stands on, try once, and raise after *timeout* seconds of silence.
+    """Let *fs*, and what it stands on, make requests again as `hiccups` says, and raise after *timeout* seconds of silence.
 
     Object stores are watched for progress instead; see `rl_research.storage.stalls`.
     """
@@ -66,8 +67,9 @@ def prepare(fs: Any, timeout: float) -> None:
         match kind_of(link):
             case "s3":
                 link.retries = 1
+                fsspec_private.repeat_s3_requests(link, hiccups.again_async)
             case "gcs":
-                fsspec_private.switch_off_gcsfs_retries(link)
+                fsspec_private.repeat_gcsfs_requests(link, hiccups.again_async)
             case "azure":
                 _prepare_azure(link)
             case "sftp":
@@ -77,14 +79,13 @@ def prepare(fs: Any, timeout: float) -> None:
 
 
 def _prepare_azure(fs: Any) -> None:
-    """Change what adlfs does not pass on to Azure's client: no tries of its own, and blocks that show progress.
+    """Change what adlfs does not pass on to Azure's client: its tries, and blocks that show progress.
 
     Its log has many lines for each request, and for each place where it has found no credentials.
     """
     if (log := logging.getLogger("azure")).level == logging.NOTSET:
         log.setLevel(logging.ERROR)
-    config = fsspec_private.azure_settings(fs)
-    config.retry_policy.total_retries = 0
+    config = fsspec_private.repeat_azure_requests(fs, hiccups.TRIES, hiccups.counted_pause)
     config.max_single_put_size = config.max_single_get_size = config.max_chunk_get_size = _BLOCK
     config.max_block_size = _PART
 

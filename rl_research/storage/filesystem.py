@@ -5,10 +5,12 @@ does not mend leaves as a `StorageError` of one line.
 """
 
 import errno
+import logging
 import posixpath
 import secrets
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,9 +21,11 @@ from fsspec.implementations.cached import CachingFileSystem
 from fsspec.implementations.dirfs import DirFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
-from rl_research.errors import ConfigError, RLResearchError, StorageError
+from rl_research.errors import ConfigError, RLResearchError, StorageError, in_a_line
 from rl_research.storage import clients, fsspec_private, multipart
+from rl_research.storage.hiccups import again, again_async, has_hung_up, is_hiccup
 from rl_research.storage.refusals import refusal, says_no_bucket
+from rl_research.storage.spelling import check_options
 from rl_research.storage.stalls import Progress, unless_stalled
 from rl_research.storage.transient import is_transient
 from rl_research.system import Attempt, countdown, masked, without_password, write_atomically
@@ -30,6 +34,9 @@ MISSING = (FileNotFoundError, NotADirectoryError)
 _PLAIN = (*MISSING, IsADirectoryError)  # what a reader wants to know as it is
 _REACH, _CHANGES = "reach", ("write", "remove")
 _ARCHIVES = {"zip", "tar", "libarchive"}  # opened, they read what they stand on
+
+_UNUSABLE = (ValueError, TypeError, AttributeError, LookupError)  # of a client: what it was given makes no sense
+_log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -41,7 +48,9 @@ class FileSystem:
     """
 
     def __init__(self, url: str, options: Mapping[str, Any], timeout: float):
+        check_options(url, options)
         self._given = url
+        self._has_options = bool(options)
         self._options = clients.bounded(url, options, timeout)
         self.timeout = timeout
         self.url = without_password(url)
@@ -59,7 +68,7 @@ class FileSystem:
     def client(self) -> Any:
         """Object of fsspec; connects if that has not been possible before."""
         if self._client is None:
-            self._connect()
+            again(self._connect)
         return self._client
 
     @property
@@ -75,8 +84,11 @@ class FileSystem:
     def ask(self, method: str, *arguments: Any, **more: Any) -> Any:
         """Return what the file system's *method* returns."""
         if not self.is_async:
-            return self._in_time(lambda _: getattr(self.client, method)(*arguments, **more))
-        return self.wait_for(lambda _: fsspec_private.coroutine(self.client, method)(*arguments, **more))
+            return self._again(lambda _: getattr(self.client, method)(*arguments, **more))
+        call = partial(fsspec_private.coroutine(self.client, method), *arguments, **more)
+        # an answer that breaks off is beyond the request for s3fs; the others' requests end with the body
+        whole = clients.kind_of(self.client) in clients.READ_WITHIN_REQUESTS
+        return self.wait_for(lambda _: call() if whole else again_async(call))
 
     def put(self, files: Sequence[tuple[Path, str]]) -> None:
         """Copy local files to their paths here; each appears whole or not at all."""
@@ -84,23 +96,38 @@ class FileSystem:
             self.wait_for(lambda progress: multipart.put_files(self.client, files, progress))
             return
         for source, path in files:
-            self._put_whole(path, source)
+            self._again(partial(self._put_whole, path, source))
 
     def write(self, path: str, data: bytes) -> None:
         """Make *path* hold *data*; it appears whole or not at all."""
         if self.is_async:
             self.ask("pipe_file", path, data)
         else:
-            self._put_whole(path, data)
+            self._again(partial(self._put_whole, path, data))
 
     def fetch(self, path: str, target: Path) -> None:
         """Copy *path* to the local file *target*."""
         if not self.is_async:
             self._in_time(lambda progress: self.client.get_file(path, str(target), callback=progress))
             return
-        more = {"chunksize": multipart.PART} if self.is_s3 else {}
+        if self.is_s3:
+            self.wait_for(lambda progress: multipart.get_s3_file(self.client, path, target, progress))
+            return
         get_file = fsspec_private.coroutine(self.client, "get_file")
-        self.wait_for(lambda progress: get_file(path, str(target), callback=progress, **more))
+        self.wait_for(lambda progress: get_file(path, str(target), callback=progress))
+
+    def _again(self, work: Callable[[Progress], T]) -> T:
+        """Return the result of *work*, begun again after a hiccup, on a new connection."""
+
+        def attempt() -> T:
+            try:
+                return self._in_time(work)
+            except Exception as error:
+                if is_hiccup(error):
+                    self.forget()
+                raise
+
+        return again(attempt)
 
     def wait_for(self, work: Callable[[Progress], Awaitable[T]]) -> T:
         """Return the result of *work* on fsspec's loop; it is given up when the progress it gets stands still."""
@@ -118,17 +145,19 @@ class FileSystem:
         except (RLResearchError, ImportError):
             raise
         except Exception as error:
-            if _has_hung_up(error):
-                self._forget()
+            if has_hung_up(error):
+                self.forget()
                 raise ConnectionResetError(
                     errno.ECONNRESET, f"{self.url}: the connection was lost ({error})"
                 ) from error
             if is_transient(error):
-                self._forget()
+                self.forget()
                 raise
             if operation != "write" and isinstance(error, _PLAIN) and not says_no_bucket(error):
                 raise
             if (reason := refusal(error, clients.extra_of(self._given))) is None:
+                if isinstance(error, _UNUSABLE) and not _is_ours(error):
+                    raise ConfigError(f"storage.url={self.url}: {self._unusable(error)}") from None
                 raise
             raise StorageError(f"storage.url={self.url}: cannot {operation} {name or 'it'}: {reason}") from None
 
@@ -150,16 +179,23 @@ class FileSystem:
             extra = clients.extra_of(self._given)
             install = f"pip install 'rl-research[{extra}]'" if extra else str(error)
             raise ConfigError(f"storage.url={self.url}: install its client: {install}") from None
-        except (ValueError, TypeError, KeyError) as error:
-            reason = masked(str(error)).rstrip(".!")
+
+    def _unusable(self, error: Exception) -> str:
+        """Return what a client has said of its URL and options, with the remedy."""
+        _log.debug("said by the client of %s", self.url, exc_info=error)
+        if clients.extra_of(self._given) == "azure":
             hint = (
                 "Name the account: storage.options.account_name=NAME, AZURE_STORAGE_ACCOUNT_NAME or "
                 "AZURE_STORAGE_CONNECTION_STRING."
-                if clients.extra_of(self._given) == "azure"
-                else "Give a URL such as s3://bucket/runs, gs://bucket/runs, az://container/runs, "
+            )
+        elif self._has_options:
+            hint = "Check storage.options: each has to be of the kind that the client takes."
+        else:
+            hint = (
+                "Give a URL such as s3://bucket/runs, gs://bucket/runs, az://container/runs, "
                 "file:///data/runs or a path."
             )
-            raise ConfigError(f"storage.url={self.url}: {reason}. {hint}") from None
+        return f"{masked(in_a_line(error)).rstrip('.!')}. {hint}"
 
     def _opened(self) -> tuple[Any, str]:
         """Return the file system that keeps what the URL names, and the path there.
@@ -187,13 +223,13 @@ class FileSystem:
             before = progress.value
         return attempt.result()
 
-    def _forget(self) -> None:
+    def forget(self) -> None:
         """Let the next operation open a new connection, where one file system is one connection."""
         if self._client is not None and not self._client.async_impl and not self.is_local:
             clients.forget(self._client)
             self._client = None
 
-    def _put_whole(self, path: str, content: bytes | Path) -> None:
+    def _put_whole(self, path: str, content: bytes | Path, _progress: Progress | None = None) -> None:
         """Write *content* beside *path* and rename it, where the file system renames."""
         if self.is_local:
             return write_atomically(Path(path), content)
@@ -215,6 +251,9 @@ class FileSystem:
             raise
 
 
-def _has_hung_up(error: BaseException) -> bool:
-    """Return whether *error* is paramiko's way to say that the server has gone."""
-    return isinstance(error, EOFError) or str(error) == "Socket is closed"
+def _is_ours(error: BaseException) -> bool:
+    """Return whether *error* was raised by a line of this package: a bug, which shows its traceback."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace is None or str(trace.tb_frame.f_globals.get("__name__")).startswith("rl_research.")

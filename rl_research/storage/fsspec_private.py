@@ -4,7 +4,7 @@ Read in fsspec and s3fs 2026.9.0, gcsfs 2026.10.1 and adlfs 2026.8.0. When a rel
 ``tests/test_fsspec_private.py`` fails.
 """
 
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from types import MethodType
 from typing import Any
 
@@ -36,14 +36,45 @@ def full_path(fs: DirFileSystem, path: str) -> str:
     return found
 
 
-def azure_settings(fs: Any) -> Any:
-    """Return Azure's settings for retries and block sizes, which adlfs does not pass on."""
-    return fs.service_client._config
+def repeat_s3_requests(fs: Any, again: Callable[..., Any]) -> None:
+    """Let *again* make each request of s3fs, whose own repetitions are not counted; a body is sent from its start."""
+
+    async def call_s3(self: Any, method: str, *arguments: Any, **more: Any) -> Any:
+        def request() -> Any:
+            if (body := more.get("Body")) is not None and hasattr(body, "seek"):
+                body.seek(0)
+            return type(self)._call_s3(self, method, *arguments, **more)
+
+        return await again(request)
+
+    fs._call_s3 = MethodType(call_s3, fs)
 
 
-def switch_off_gcsfs_retries(fs: Any) -> None:
-    """Let gcsfs try each request once: the decorator that repeats it has no switch."""
+def repeat_azure_requests(fs: Any, tries: int, pause: Callable[[int, object], float]) -> Any:
+    """Let Azure's client make each request *tries* times; return its settings, block sizes among them.
+
+    *pause* is called with the number of the failed try and its error, and returns seconds.
+    """
+    settings = fs.service_client._config
+    policy = settings.retry_policy
+    policy.total_retries = policy.connect_retries = policy.read_retries = policy.status_retries = tries - 1
+
+    def backoff(of: Mapping[str, Any]) -> float:
+        last = of["history"][-1]
+        return pause(of["count"], last.error or f"HTTP {last.http_response.status_code}")
+
+    policy.get_backoff_time = backoff
+    return settings
+
+
+def repeat_gcsfs_requests(fs: Any, again: Callable[..., Any]) -> None:
+    """Let *again* make each request of gcsfs; the decorator that repeats it has no switch."""
     for name in _RETRIED_BY_GCSFS:
         once = getattr(getattr(type(fs), name, None), "__wrapped__", None)
-        if once is not None:
-            setattr(fs, name, MethodType(once, fs))
+        if once is None:
+            continue
+
+        async def request(self: Any, *arguments: Any, _once: Any = once, **more: Any) -> Any:
+            return await again(lambda: _once(self, *arguments, **more))
+
+        setattr(fs, name, MethodType(request if name == "_request" else once, fs))

@@ -21,14 +21,13 @@ from typing import Any
 from rl_research.errors import ConfigError, RunTakenOver, StorageError
 from rl_research.storage.store import Store
 from rl_research.storage.transient import is_transient
-from rl_research.system import machine_id, retry_call, started_at
+from rl_research.system import machine_id, started_at
 
 _log = logging.getLogger(__name__)
 
 FILE = "lease.json"
 _AT_ONCE = 8  # leases that are asked for at a time
 _END_TIMEOUT = 5.0  # seconds that giving up a lease may take
-_PAUSE = 0.5  # seconds before a second try, doubled with each
 
 
 class NotYetOurs(ConnectionError):
@@ -42,7 +41,6 @@ class Lease:
     :param names: objects that are the leases
     :param silence: seconds after which a holder on another machine counts as gone
     :param race_window: seconds in which a process that has found a lease free has written its own
-    :param tries: how often the store is asked before a connection failure is raised
     :param removed_at_end: whether the objects go when the leases are given up; one that has gone while it
         was ours has been another's then. Else they stay, marked as released.
     """
@@ -54,11 +52,10 @@ class Lease:
         silence: float = 60.0,
         race_window: float = 0.0,
         *,
-        tries: int = 1,
         removed_at_end: bool = False,
     ):
         self._open_store, self._silence, self._race_window = open_store, silence, race_window
-        self._tries, self._removed_at_end = tries, removed_at_end
+        self._removed_at_end = removed_at_end
         self._me = new_holder()
         self._acquired_at = 0.0
         self._seen: dict[str, tuple[dict[str, Any], float]] = {}  # other holders, and since when they are silent
@@ -119,11 +116,7 @@ class Lease:
         _log.warning("%s had %s; taken over if it is silent for %g seconds", who, what, self._silence)
 
     def _look_at(self, names: Iterable[str]) -> None:
-        """Look after each of *names*, again after connection failures."""
-        self._each(
-            names,
-            lambda name: retry_call(lambda: self._look_after(name), is_transient, tries=self._tries, pause=_PAUSE),
-        )
+        self._each(names, self._look_after)
 
     def _each(self, names: Iterable[str], act: Callable[[str], None]) -> None:
         # one lease needs no threads, which would delay the end of a program whose store hangs

@@ -7,6 +7,7 @@ off is a file, or nothing.
 """
 
 import asyncio
+import errno
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -17,11 +18,13 @@ from typing import Any
 from rl_research.errors import StorageError
 from rl_research.storage import fsspec_private
 from rl_research.storage.clients import kind_of
+from rl_research.storage.hiccups import again_async
 from rl_research.storage.stalls import Body, Progress, all_or_first_error
 from rl_research.storage.transient import causes, status_of
 
 PART = 8 << 20  # bytes
 _AT_ONCE = 8  # parts and small files on their way, which bounds the memory, too
+_READ_AT_ONCE = 4  # parts of one file that are on their way here
 _AZURE_BLOCKS = 4  # of one file at a time; `clients` says how big they are
 _MOST_PARTS = 10_000  # of one object, says S3
 _ABORT_TIMEOUT = 5.0  # seconds for ending a broken upload on the server
@@ -83,7 +86,10 @@ async def _put_parts(call: Any, source: Path, size: int, slots: asyncio.Semaphor
 
     try:
         parts = await all_or_first_error(send(number) for number in range(1, -(-size // length) + 1))
-        await call("complete_multipart_upload", UploadId=upload_id, MultipartUpload={"Parts": parts})
+        try:
+            await call("complete_multipart_upload", UploadId=upload_id, MultipartUpload={"Parts": parts})
+        except FileNotFoundError as error:  # completed before, perhaps, by a request whose answer was lost
+            raise ConnectionResetError(errno.ECONNRESET, f"{source.name}: its upload is not there any more") from error
     except BaseException:
         with suppress(Exception):  # the error that led here is the one to raise
             await asyncio.wait_for(call("abort_multipart_upload", UploadId=upload_id), _ABORT_TIMEOUT)
@@ -94,6 +100,25 @@ def _read(source: Path, start: int, length: int) -> bytes:
     with source.open("rb") as file:
         file.seek(start)
         return file.read(length)
+
+
+async def get_s3_file(fs: Any, path: str, target: Path, progress: Progress) -> None:
+    """Copy *path* of the S3 file system *fs* to *target*, which grows from its beginning, each part as `again_async`."""
+    size = (await fsspec_private.coroutine(fs, "info")(path))["size"]
+    if size <= PART:
+        await fsspec_private.coroutine(fs, "get_file")(path, str(target), callback=progress)
+        return
+    cat_file = fsspec_private.coroutine(fs, "cat_file")
+
+    async def receive(start: int) -> bytes:
+        data: bytes = await again_async(partial(cat_file, path, start=start, end=min(size, start + PART)))
+        progress.relative_update(len(data))
+        return data
+
+    with target.open("wb") as file:
+        for first in range(0, size, PART * _READ_AT_ONCE):
+            starts = range(first, min(size, first + PART * _READ_AT_ONCE), PART)
+            file.writelines(await all_or_first_error(map(receive, starts)))
 
 
 async def unfinished_uploads(fs: Any, root: str, progress: Progress) -> list[Unfinished]:

@@ -50,9 +50,10 @@ async def unless_stalled(work: Callable[[], Awaitable[T]], progress: Progress, s
             moved = progress.value
         raise TimeoutError(f"no progress in {seconds:g} seconds")
     finally:
-        task.cancel()  # nothing to one that has ended
-        with suppress(asyncio.CancelledError, Exception):
-            await task
+        if not task.done():  # awaited twice, an error loses its traceback
+            task.cancel()
+            with suppress(asyncio.CancelledError, Exception):
+                await task
 
 
 async def all_or_first_error(jobs: Iterable[Awaitable[T]]) -> list[T]:

@@ -23,7 +23,9 @@ from typing import Any
 from rl_research.errors import StorageError
 from rl_research.storage import multipart
 from rl_research.storage.filesystem import MISSING, FileSystem
+from rl_research.storage.hiccups import is_hiccup, note_repeat
 from rl_research.storage.multipart import Unfinished
+from rl_research.storage.spelling import check_url
 from rl_research.system import raise_if_refused, sha256
 
 TIMEOUT = 60.0  # seconds without progress until an operation is given up
@@ -55,6 +57,8 @@ class Store:
     """
 
     def __init__(self, url: str | os.PathLike[str], options: Mapping[str, Any] | None = None, timeout: float = TIMEOUT):
+        if isinstance(url, str):
+            check_url(url)
         self._files = FileSystem(os.fspath(url), options or {}, timeout)
         self.url = self._files.url
         self.is_local = self._files.is_local
@@ -130,12 +134,28 @@ class Store:
         target.parent.mkdir(parents=True, exist_ok=True)
         with self._files.asking("read", name):
             try:
-                self._files.fetch(self.path(name), target)
+                self._fetch(name, target)
             except OSError as error:
                 if error.errno in _HERE and error.__cause__ is None:
                     raise_if_refused(error, target)
                 raise
         return sha256(target)
+
+    def _fetch(self, name: str, target: Path) -> None:
+        """Copy *name* to *target*; what has come before a hiccup is not asked for again."""
+        try:
+            self._files.fetch(self.path(name), target)
+        except Exception as error:
+            if not is_hiccup(error):
+                raise
+            self._files.forget()
+            there = target.stat().st_size if target.exists() else 0
+            if there >= (size := self._files.ask("info", self.path(name))["size"]):
+                raise
+            note_repeat(error)
+            with target.open("ab") as out:
+                for piece in self.pieces(name, size, there):
+                    out.write(piece)
 
     def size(self, name: str) -> int | None:
         """Return the size of *name* in bytes, None if there is none."""
@@ -178,14 +198,14 @@ class Store:
         """Remove *name* and all below it; nothing there is fine."""
         with self._files.asking("remove", name), suppress(*MISSING):
             if not self._files.is_async:
-                self.fs.info(self.path(name))  # not all of them say that there is nothing
+                self._files.ask("info", self.path(name))  # not all of them say that there is nothing
             self._files.ask("rm", self.path(name), recursive=True)
 
     def remove_empty_folder(self, name: str) -> None:
         """Remove the folder *name* if nothing is in it; object stores have no such folders."""
         if not self._files.is_async and not self._listed(name):
             with self._files.asking("remove", name), suppress(*MISSING):
-                self.fs.rmdir(self.path(name))
+                self._files.ask("rmdir", self.path(name))
 
     def unfinished_uploads(self) -> list[Unfinished]:
         """Return the uploads below it that were begun and not completed; only S3 has some.

@@ -21,7 +21,7 @@ from rl_research.sync.ledger import Ledger, run_id_of
 from rl_research.sync.local_runs import LocalRun, absent_run, find, is_segment
 from rl_research.sync.outcome import Verdict
 from rl_research.sync.temporary import temporary_folder
-from rl_research.sync.threaded_store import ThreadedStore, verdict_of, with_retries
+from rl_research.sync.threaded_store import ThreadedStore, verdict_of
 from rl_research.system import without_password
 
 _log = logging.getLogger(__name__)
@@ -95,7 +95,7 @@ class _Fetched:
             try:
                 if not self.lease.has(lease):
                     return Verdict("busy", f"{self.lease.others.get(lease, 'another process')} is syncing it.")
-                with_retries(lambda: self.stores.mine().write(kept, ledgers.encoded(ledger)))
+                self.stores.mine().write(kept, ledgers.encoded(ledger))
             except Exception as error:  # noqa: BLE001  # `verdict_of` raises what is no failure of the store
                 return verdict_of(error)
             return None
@@ -120,7 +120,7 @@ class _Fetched:
                 continue
             name = path.relative_to(self.folder).as_posix()
             try:
-                with_retries(lambda name=name, content=content: store.write(name, content))  # type: ignore[misc]
+                store.write(name, content)
             except (OSError, StorageError) as error:
                 later = " for now" if is_transient(error) else ""
                 _log.warning(
@@ -211,9 +211,9 @@ def _delivered(content: bytes) -> dict[str, int]:
 def _fetch_run(store: Store, run: _RemoteRun, folder: Path) -> Verdict | None:
     """Fetch the files of *run* into *folder*; return why that has failed."""
     try:
-        entries = with_retries(lambda: store.entries(run.name, leave_out=NOT_FETCHED))
+        entries = store.entries(run.name, leave_out=NOT_FETCHED)
         for name, entry in entries.items():
-            with_retries(lambda name=name: store.get(name, folder / name))  # type: ignore[misc]  # mypy knows no defaults there
+            store.get(name, folder / name)
             if entry.modified is not None:  # by which a log that is still written is known
                 os.utime(folder / name, (entry.modified, entry.modified))
     except Exception as error:  # noqa: BLE001  # `verdict_of` raises what is no failure of the store

@@ -17,7 +17,7 @@ from rl_research.sync.liveness import is_live
 from rl_research.sync.local_runs import LocalRun
 from rl_research.sync.logs import LogFacts, scan
 from rl_research.sync.outcome import Outcome, Verdict
-from rl_research.sync.threaded_store import ThreadedStore, verdict_of, with_retries
+from rl_research.sync.threaded_store import ThreadedStore, verdict_of
 from rl_research.tracking import SyncCommand
 
 _FILES, _DEBUG = "files", "logs"  # folders of a segment
@@ -70,7 +70,7 @@ def _pushed(run: LocalRun, stores: ThreadedStore) -> Outcome:
     store = stores.mine()
     for files in (_missing(stores, dict(_needed(run, logs))), own):
         if files:
-            with_retries(lambda files=files: store.put_files(files))  # type: ignore[misc]
+            store.put_files(files)
     return run.outcome(Verdict("pushed", lost), **counts)
 
 

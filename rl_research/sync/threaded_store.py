@@ -1,4 +1,4 @@
-"""A store that several threads use at once, with retries."""
+"""A store that several threads use at once."""
 
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -10,10 +10,9 @@ from typing import Any, TypeVar
 from rl_research.errors import StorageError
 from rl_research.storage import Lease, Store, is_transient
 from rl_research.sync.outcome import Verdict
-from rl_research.system import masked, retry_call
+from rl_research.system import masked
 
 _AT_A_TIME = 16  # folders that are listed, files that are fetched
-_TRIES, _WAIT = 4, 0.5  # the last comes after some four seconds
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -48,23 +47,18 @@ class ThreadedStore:
         return found
 
     def each(self, ask: Callable[[Store, T], R], items: Iterable[T]) -> list[R]:
-        """Return what *ask* returns for each of *items*, several at a time, each `with_retries`."""
-        return list(self._pool.map(lambda item: with_retries(lambda: ask(self.mine(), item)), items))
+        """Return what *ask* returns for each of *items*, several at a time."""
+        return list(self._pool.map(lambda item: ask(self.mine(), item), items))
 
     @contextmanager
     def leased(self, names: Sequence[str], silence: float = 60.0, race_window: float = 5.0) -> Iterator[Lease]:
         """Have in the block the free leases among *names*, which are removed at its end; see `Lease`."""
-        lease = Lease(self.mine, names, silence, race_window, tries=_TRIES, removed_at_end=True)
+        lease = Lease(self.mine, names, silence, race_window, removed_at_end=True)
         try:
             lease.acquire()
             yield lease
         finally:
             lease.release()
-
-
-def with_retries(ask: Callable[[], R]) -> R:
-    """Return what *ask* returns; repeat it some seconds long after connection failures."""
-    return retry_call(ask, is_transient, tries=_TRIES, pause=_WAIT)
 
 
 def verdict_of(error: Exception) -> Verdict:

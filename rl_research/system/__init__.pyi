@@ -18,7 +18,7 @@ from .processes import (
     when_parent_ends as when_parent_ends,
     when_process_ends as when_process_ends,
 )
-from .retry import retry_call as retry_call
+from .retry import pause_after as pause_after, retry_async as retry_async, retry_call as retry_call
 from .secrets import (
     MASK as MASK,
     is_secret_option as is_secret_option,

@@ -28,6 +28,7 @@ from rl_research.storage import RunLease, Share, crosses_network, is_transient
 from rl_research.system import when_parent_ends
 from rl_research.uploads.run_storage import RunStorage
 
+_log = logging.getLogger(__name__)
 _NICE = 5  # where a core is short, training has it first
 _ITS_OWN = "SIGINT SIGTERM SIGHUP SIGUSR1 SIGUSR2"  # signals that are for the process that trains
 _START = f"""
@@ -102,7 +103,7 @@ class UploadWorker:
                         [sys.executable, "-c", words], stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()]
                     )
                 self._connection = ours
-                ours.send((os.getpid(), logging.getLogger().getEffectiveLevel(), self._storage))
+                ours.send((os.getpid(), _log.getEffectiveLevel(), self._storage))
             return self._connection
 
     def _ask(self, address: str) -> _Failure | Manifest:
@@ -182,7 +183,8 @@ def serve(number: int) -> None:
     # at once, so that no two processes write for one run
     when_parent_ends(number, lambda: os._exit(0), parent)
     parent_side = _ToParent(connection)
-    logging.basicConfig(level=level, handlers=[QueueHandler(parent_side)])  # type: ignore[arg-type]  # asks for put_nowait alone
+    logging.getLogger("rl_research").setLevel(level)
+    logging.basicConfig(handlers=[QueueHandler(parent_side)])  # type: ignore[arg-type]  # asks for put_nowait alone
     with suppress(Exception):  # whoever asks for an upload hears of it
         storage.store()  # its client takes a while to import
     with suppress(EOFError):
