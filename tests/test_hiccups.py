@@ -84,8 +84,8 @@ def test_what_has_been_downloaded_is_not_asked_for_again(
     """A download that is reset in its middle goes on from there."""
     server: Server = request.getfixturevalue(kind)
     server.bucket("resumed")
-    content = os.urandom(_BIG)
-    Store(server.url("resumed"), server.options).write("big", content)
+    (tmp_path / "sent").write_bytes(content := os.urandom(_BIG))
+    Store(server.url("resumed"), server.options).put(tmp_path / "sent", "big")
     with faults_before(server) as faults:
         there = server.at(faults.port)
         store = Store(there.url("resumed"), there.options)
@@ -115,7 +115,7 @@ def test_a_store_that_is_away_is_given_up_within_seconds(s3: Server) -> None:
         store = Store(there.url("away"), there.options)
         faults.fail("status", status=503)
         began = time.monotonic()
-        with pytest.raises(OSError, match="Service Unavailable|503") as raised:
+        with pytest.raises(OSError, match=r"Service Unavailable|503") as raised:
             store.read("any")
         assert time.monotonic() - began < 10
         assert is_transient(raised.value)

@@ -59,7 +59,7 @@ def bounded(url: str, options: Mapping[str, Any], timeout: float) -> dict[str, A
 
 
 def prepare(fs: Any, timeout: float) -> None:
-    """Let *fs*, and what it stands on, make requests again as `hiccups` says, and raise after *timeout* seconds of silence.
+    """Let *fs*, and what it stands on, make requests again, and raise after *timeout* seconds of silence.
 
     Object stores are watched for progress instead; see `rl_research.storage.stalls`.
     """

@@ -103,7 +103,7 @@ def _read(source: Path, start: int, length: int) -> bytes:
 
 
 async def get_s3_file(fs: Any, path: str, target: Path, progress: Progress) -> None:
-    """Copy *path* of the S3 file system *fs* to *target*, which grows from its beginning, each part as `again_async`."""
+    """Copy *path* of the S3 file system *fs* to *target*, which grows from its beginning on."""
     size = (await fsspec_private.coroutine(fs, "info")(path))["size"]
     if size <= PART:
         await fsspec_private.coroutine(fs, "get_file")(path, str(target), callback=progress)

@@ -116,6 +116,9 @@ class Store:
 
     def pieces(self, name: str, size: int, first: int = 0) -> Iterator[bytes]:
         """Yield the *size* bytes of *name* from byte *first* on, a piece at a time."""
+        if size <= multipart.PART:  # rclone's checksum of a range is that of an object that came in one request
+            yield self.read(name)[first:size]
+            return
         for start in range(first, size, multipart.PART):
             with self._files.asking("read", name):
                 bounds = {"start": start, "end": min(size, start + multipart.PART)}
