@@ -21,6 +21,7 @@ from rl_research.cli.sync import sync
 from rl_research.cli.train import train
 from rl_research.cli.verify import verify
 from rl_research.errors import EnvironmentFailed, RLResearchError
+from rl_research.system import keep_streams
 
 _INTERRUPTED = 130  # as a shell reports SIGINT
 
@@ -54,6 +55,8 @@ def verbs() -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code: 0, 2 for a mistake, 75 stopped, 130 cut off."""
+    if arguments is None:
+        keep_streams()  # of this process, which is the command's own
     logging.basicConfig(stream=sys.stderr, format="%(message)s", level=logging.WARNING)
     logging.getLogger("rl_research").setLevel(logging.INFO)
     words = list(sys.argv[1:] if arguments is None else arguments)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from functools import wraps
@@ -12,6 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import click
+
+from rl_research.errors import ConfigError, RLResearchError
 
 if TYPE_CHECKING:
     from rl_research.checkpoints import Checkpoint
@@ -86,25 +90,32 @@ def prefect_api() -> Iterator[EmbeddedAPI | None]:
 
 def _check_prefect() -> None:
     """Raise `ConfigError`, one line, for what Prefect would say in a hundred."""
-    from rl_research.errors import ConfigError
+    home = os.environ.get("PREFECT_HOME") or "~/.prefect"
+    try:
+        folder = Path(home).expanduser()
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except (OSError, RuntimeError, ValueError) as error:  # RuntimeError: nobody's home
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigError(f"PREFECT_HOME={home}: not a folder that can be written ({reason}). Set it to one.") from None
+    from rl_research.orchestration import check_settings
 
-    if home := os.environ.get("PREFECT_HOME"):
-        try:
-            Path(home).expanduser().mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ConfigError(
-                f"PREFECT_HOME={home}: not a folder that can be written ({error.strerror}). Set it to one, or unset it."
-            ) from None
+    check_settings()
     if url := os.environ.get("PREFECT_API_URL"):
         from rl_research.orchestration import ask_health
 
         try:
             ask_health(url, timeout=10)
         except (OSError, ValueError) as error:
-            raise ConfigError(
-                f"PREFECT_API_URL={url}: no Prefect API answers there ({error}). "
+            spelt = url if "://" in url else f"http://{url}"
+            spelt = spelt if "/api" in spelt else f"{spelt.rstrip('/')}/api"
+            remedy = (
                 "Start it (`prefect server start`), or unset PREFECT_API_URL to do without a server."
-            ) from None
+                if spelt == url
+                else f"Such an address has a scheme and ends in /api: PREFECT_API_URL={spelt}."
+            )
+            raise ConfigError(f"PREFECT_API_URL={url}: no Prefect API answers there ({error}). {remedy}") from None
 
 
 class Answer:
@@ -114,9 +125,13 @@ class Answer:
         self._descriptor, self.as_json = descriptor, as_json
 
     def __call__(self, text: str) -> None:
-        """Write *text*."""
-        with os.fdopen(os.dup(self._descriptor), "w", encoding="utf-8") as out:
-            out.write(text)
+        """Write *text*; a reader that has gone does not want it."""
+        try:
+            with os.fdopen(os.dup(self._descriptor), "w", encoding="utf-8", errors="backslashreplace") as out:
+                out.write(text)
+        except OSError as error:
+            if error.errno not in (errno.EPIPE, errno.EIO):
+                raise RLResearchError(f"The answer cannot be written to standard output: {error.strerror}.") from None
 
     def result(self, found: Mapping[str, object], shown: Callable[[], str]) -> None:
         """Write *found* as one JSON object, or for people what *shown* returns."""

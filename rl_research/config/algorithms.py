@@ -17,7 +17,7 @@ from pydantic import Field
 
 from rl_research.config import signatures
 from rl_research.config.frozen import thaw
-from rl_research.config.messages import check_choice, did_you_mean, members, mistake
+from rl_research.config.messages import NO_HER, check_choice, did_you_mean, members, mistake
 from rl_research.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ _Std = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 _Count = Annotated[int, Field(ge=1)]
 _Freq = _Count | tuple[_Count, Literal["step", "episode"]]
 _NOISES = {"normal": "NormalActionNoise", "ornstein_uhlenbeck": "OrnsteinUhlenbeckActionNoise"}
+_HER_ARGUMENTS = {"copy_info_dict", "goal_selection_strategy", "n_sampled_goal"}
 _CLASSES = {
     "activation_fn": ("ELU", "GELU", "LeakyReLU", "Mish", "ReLU", "SiLU", "Softplus", "Tanh"),
     "optimizer_class": ("Adam", "AdamW", "RMSprop", "SGD"),
@@ -57,6 +58,8 @@ def names() -> list[str]:
 
 def algorithm_class(name: str) -> type[BaseAlgorithm]:
     """Return the class called *name*; `ConfigError` if there is none or its package is not installed."""
+    if name.lower() == "her":
+        raise mistake("algorithm.name", name, NO_HER)
     check_choice("algorithm.name", name, names(), "algorithm")
     package = "stable_baselines3" if name in _SB3 else "sb3_contrib"
     try:
@@ -147,6 +150,8 @@ def check_normalize(arguments: Mapping[str, Any]) -> None:
 
 def _check_param(where: str, key: str, value: Any, annotation: Any) -> None:
     special = {"action_noise": _check_noise, "device": _check_device, "train_freq": _check_freq}
+    if "HerReplayBuffer" in str(value) or (key == "replay_buffer_kwargs" and _HER_ARGUMENTS & set(value or ())):
+        raise mistake(where, value, NO_HER)
     if key in special:
         return special[key](where, value)
     if _takes_schedule(annotation) and (start := _linear_start(value)) is not None:

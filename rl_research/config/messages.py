@@ -27,6 +27,10 @@ _REASONS = {
     "string_type": "should be a text",
     "tuple_type": "should be a list",
 }
+NO_HER = (
+    "hindsight replay (HER) is not supported: a checkpoint keeps single transitions exactly, and HER draws new goals "
+    "from whole episodes. Choose sac, td3, ddpg or dqn without it, and an environment whose reward is not sparse."
+)
 Fields = dict[str, FieldInfo]
 
 
@@ -64,10 +68,10 @@ def explain(error: ValidationError, section: type[BaseModel], prefix: str = "") 
     return "\n".join(_line(where, found, fields, before) for where, found in by_setting.items())
 
 
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Return `` Did you mean 'x'?``, or nothing if *word* resembles none of *known*."""
+def did_you_mean(word: str, known: Iterable[str], prefix: str = "") -> str:
+    """Return `` Did you mean 'x'?``, *prefix* before the x, or nothing if *word* resembles none of *known*."""
     found = _nearest(word, known)
-    return f" Did you mean '{found}'?" if found else ""
+    return f" Did you mean '{prefix}{found}'?" if found else ""
 
 
 def mistake(where: str, value: object, reason: str) -> ConfigError:

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
-from rl_research.config.messages import check_choice, spelt
+from rl_research.config.messages import NO_HER, check_choice, mistake, spelt
 from rl_research.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 SEARCHPATH = "hydra.searchpath"
 Groups = Mapping[str, Collection[str]]
 
+_DEPTH = 30  # of brackets in an override
 _MEMBER = re.compile(r"""'[^']*'|"[^"]*"|[^\[\]{}:,'"]+""")
 
 
@@ -67,11 +69,15 @@ def parsed(line: object, groups: Collection[str] = ()) -> Override:
 
     if not isinstance(line, str):
         raise ConfigError(f"{line!r} is not an override: it must be a string such as 'key=value'.")
+    if max(accumulate((char in "[{") - (char in "]}") for char in line), default=0) > _DEPTH:
+        raise ConfigError(f"{_quoted(line)[:60]}…': brackets are nested more than {_DEPTH} deep.")
     for attempt in _spellings(line):
         try:
             override = OverridesParser.create().parse_override(attempt)
         except HydraException:
             continue
+        except ValueError:  # Python reads no longer ones
+            raise ConfigError(f"{_quoted(line)[:60]}…': a number has more digits than can be read.") from None
         if override.is_sweep_override():
             raise ConfigError(_asking_for_one_value(line, groups))
         return override
@@ -125,6 +131,8 @@ def _check_choice(override: Override, known: Collection[str], has_searchpath: bo
             f"{override.input_line}: {group} is always there, so there is nothing to add. "
             f"Write {group}={spelt(choice)}."
         )
+    if group == "algorithm" and spelt(choice).lower() == "her":
+        raise mistake(group, choice, NO_HER)
     is_none = choice is None and group == "experiment"
     if not (is_none or override.is_delete() or (has_searchpath and isinstance(choice, str))):
         check_choice(group, choice, known, group)

@@ -79,6 +79,8 @@ def check_value(where: str, key: str, value: Any, annotation: Any, hint: str = "
     kinds = _plain_kinds(annotation)
     if not kinds:
         raise mistake(where, value, "it takes an object, which no configuration can name.")
+    if kinds == [types.NoneType] and value is not None:
+        raise mistake(where, value, "it takes a class, which no configuration can name. Leave it out.")
     if not fits(value, typing.Union[tuple(kinds)]):  # noqa: UP007  # of a list
         expected = " or ".join(sorted({_kind_name(kind) for kind in kinds}))
         raise mistake(where, value, f"should be {expected}{hint}.")

@@ -10,7 +10,7 @@ from .artifacts import (
 )
 from .deployment_file import parsed as parsed, read as read
 from .deployments import deploy as deploy, serve as serve
-from .embedded_api import EmbeddedAPI as EmbeddedAPI, embed_api as embed_api
+from .embedded_api import EmbeddedAPI as EmbeddedAPI, check_settings as check_settings, embed_api as embed_api
 from .flow_calls import call_flow as call_flow, handed_over as handed_over
 from .flow_runs import (
     experiment_of as experiment_of,

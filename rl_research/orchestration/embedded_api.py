@@ -9,6 +9,7 @@ without it.
 """
 
 import atexit
+import io
 import os
 import re
 import signal
@@ -18,8 +19,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 
+from pydantic import ValidationError
+
+from rl_research.errors import ConfigError, in_a_line
 from rl_research.orchestration import prefect_private
 from rl_research.orchestration.local_server import HOST, answers
 from rl_research.system import when_parent_ends
@@ -70,6 +74,24 @@ class EmbeddedAPI:
         except subprocess.TimeoutExpired:
             self._server.kill()
             self._server.wait()
+
+
+def check_settings() -> None:
+    """Raise `ConfigError`, one line, if Prefect refuses a variable or a line of its files."""
+    try:
+        with redirect_stderr(io.StringIO()):  # where it says the same at length
+            from prefect.settings import get_current_settings
+
+            get_current_settings()
+    except ValueError as error:
+        reason = f"Prefect's settings cannot be read: {in_a_line(error)}"
+        if isinstance(error, ValidationError):
+            first = error.errors()[0]
+            where = ".".join(map(str, (error.title, *first["loc"])))
+            reason = f"Prefect's setting {where}={first['input']}: {in_a_line(first['msg'])}"
+        raise ConfigError(
+            f"{reason}. Look at the variables PREFECT_…, at prefect.toml and .env, and in PREFECT_HOME."
+        ) from None
 
 
 @contextmanager

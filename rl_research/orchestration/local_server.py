@@ -5,6 +5,7 @@ pid file that a power cut has left behind, or whose number the system has given 
 taken for a process that runs, and nothing else is ever signalled.
 """
 
+import http.client
 import math
 import os
 import signal
@@ -16,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from rl_research.errors import ConfigError
+from rl_research.errors import ConfigError, in_a_line
 from rl_research.orchestration.worker import COMMITTING
 from rl_research.system import locked, try_lock
 
@@ -155,8 +156,12 @@ def answers(url: str, timeout: float = 5.0) -> bool:
 
 def ask_health(url: str, timeout: float) -> None:
     """Raise `OSError` or `ValueError` unless a Prefect API is well at *url*."""
-    with urllib.request.urlopen(f"{url.rstrip('/')}/health", timeout=timeout):
-        pass
+    try:
+        with urllib.request.urlopen(f"{url.rstrip('/')}/health", timeout=timeout) as answer:
+            if answer.read(100).lstrip().startswith(b"<"):
+                raise ValueError("but a web page")
+    except http.client.HTTPException as error:
+        raise ValueError(in_a_line(error)) from None
 
 
 def _wait_until(ask: Callable[[], bool], seconds: float) -> bool:

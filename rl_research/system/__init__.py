@@ -1,4 +1,4 @@
-"""Needs of every package: atomic files, locks, retries, processes, signals, secrets, units."""
+"""Needs of every package: atomic files, locks, retries, processes, signals, secrets, streams, units."""
 
 import lazy_loader
 

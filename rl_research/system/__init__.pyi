@@ -28,6 +28,7 @@ from .secrets import (
     without_password as without_password,
 )
 from .signals import Overdue as Overdue, StopRequest as StopRequest, listening as listening
+from .streams import keep_streams as keep_streams
 from .units import (
     parsed_size as parsed_size,
     parsed_time as parsed_time,

@@ -9,13 +9,18 @@ from typing import Any
 import gymnasium as gym
 
 from rl_research.errors import EnvironmentFailed
-from rl_research.system import when_process_ends
+from rl_research.system import keep_streams, when_process_ends
 
 _log = logging.getLogger(__name__)
 
 FAILURE = "rl_research_failure"  # key of an `info` in which a worker hands its environment's error on
 _FOR_TRAINER = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")  # signals of the process group that the trainer answers
-_AROUND = {"rl_research", "stable_baselines3", "gymnasium"}  # packages whose frames lead to an environment's
+_AROUND = {
+    "rl_research",
+    "stable_baselines3",
+    "gymnasium",
+    "importlib",
+}  # packages whose frames lead to an environment's
 
 
 class Reporting(gym.Wrapper[Any, Any, Any, Any]):
@@ -56,13 +61,7 @@ class Reporting(gym.Wrapper[Any, Any, Any, Any]):
     def _failure(self, method: str, error: BaseException) -> EnvironmentFailed:
         if isinstance(error, EnvironmentFailed):
             return error
-        frames = error.__traceback__
-        while frames and frames.tb_next and frames.tb_frame.f_globals.get("__name__", "").split(".")[0] in _AROUND:
-            frames = frames.tb_next
-        trace = "".join(traceback.format_exception(error.with_traceback(frames)))
-        said = " ".join(str(error).split())
-        what = f"{type(error).__name__}: {said}" if said else type(error).__name__
-        return EnvironmentFailed(f"{self.place()}: {method}() raised {what}.", trace)
+        return failure(f"{self.place()}: {method}()", error)
 
 
 class InWorker(gym.Wrapper[Any, Any, Any, Any]):
@@ -73,6 +72,7 @@ class InWorker(gym.Wrapper[Any, Any, Any, Any]):
 
     def __init__(self, env: gym.Env[Any, Any], trainer: int):
         super().__init__(env)
+        keep_streams()
         for name in _FOR_TRAINER:
             signal.signal(getattr(signal, name), signal.SIG_IGN)
         when_process_ends(trainer, lambda: os._exit(1))
@@ -103,3 +103,15 @@ def close(env: gym.Env[Any, Any]) -> None:
 def name_of(env: gym.Env[Any, Any]) -> str:
     """Return how messages name *env*."""
     return f"env.id={env.spec.id if env.spec else type(env.unwrapped).__name__}"
+
+
+def failure(what: str, error: BaseException) -> EnvironmentFailed:
+    """Return the error that says what *what* has raised; its traceback begins in the user's own code."""
+    frames = error.__traceback__
+    while frames and frames.tb_next and frames.tb_frame.f_globals.get("__name__", "").split(".")[0] in _AROUND:
+        frames = frames.tb_next
+    trace = "".join(traceback.format_exception(error.with_traceback(frames)))
+    said = " ".join(str(error).split())
+    return EnvironmentFailed(
+        f"{what} raised {f'{type(error).__name__}: {said}' if said else type(error).__name__}.", trace
+    )

@@ -7,14 +7,17 @@ import importlib
 import io
 import os
 import pickle
+import sys
+from contextlib import suppress
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
 
-from rl_research.config import Config, did_you_mean
+from rl_research.config import Config, did_you_mean, spelt
 from rl_research.errors import CannotRender, ConfigError
-from rl_research.training.env_wrappers import InWorker, Reporting, close
+from rl_research.training.env_wrappers import InWorker, Reporting, close, failure
 
 if TYPE_CHECKING:
     from stable_baselines3.common.vec_env import VecEnv
@@ -164,9 +167,42 @@ def film_env(config: Config, seed: int) -> VecEnv:
 
 def _make(config: Config, **more: Any) -> gym.Env[Any, Any]:
     """Make one copy, the same for whatever it is used."""
+    import_module_of(config)
     limit = config.env.max_episode_steps
     bounds = {} if limit is None else {"max_episode_steps": limit}
     return gym.make(config.env.id, **{**config.env.kwargs, **bounds, **more})
+
+
+def import_module_of(config: Config) -> None:
+    """Import the module of an id such as ``my_module:MyEnv-v0``, also from the current folder, as ``python -m`` does.
+
+    Raises `ConfigError` if there is no such module or the machine lacks what it needs, and `EnvironmentFailed`
+    for an error of its own.
+    """
+    env_id = config.env.id
+    name, colon, _ = env_id.rpartition(":")
+    if not colon:
+        return
+    if not (all(name.split(".")) and name.isprintable()):
+        raise ConfigError(f"env.id={spelt(env_id)}: a module and an environment are written my_module:MyEnv-v0.")
+    with suppress(OSError):  # the current folder has been removed
+        if (here := str(Path.cwd())) not in sys.path:
+            sys.path.insert(0, here)
+    importlib.invalidate_caches()  # it may have been written a moment ago
+    try:
+        importlib.import_module(name)
+    except (Exception, SystemExit) as error:  # noqa: BLE001  # whatever the module does when it is imported
+        if isinstance(error, ModuleNotFoundError) and f"{name}.".startswith(f"{error.name}."):
+            raise ConfigError(
+                f"env.id={env_id}: there is no module {error.name} in the current folder or among the installed ones. "
+                "Start in the folder that it lies in, or name that in PYTHONPATH."
+            ) from None
+        failed = failure(f"env.id={env_id}: importing {name}", error)
+        if isinstance(error, OSError | ImportError | SyntaxError | SystemExit):  # no bug: the line says it all
+            own = None if isinstance(error, SyntaxError) else error.__traceback__
+            place = f" Look at {own.tb_frame.f_code.co_filename}, line {own.tb_lineno}." if own else ""
+            raise ConfigError(f"{failed}{place}") from None
+        raise failed from None
 
 
 def _wrapped(config: Config, venv: VecEnv, *, training: bool) -> VecEnv:
@@ -201,7 +237,8 @@ def check_env(config: Config, **more: Any) -> gym.Env[Any, Any]:
     try:
         return _make(config, **more)
     except (gym.error.NameNotFound, gym.error.NamespaceNotFound, gym.error.VersionNotFound) as error:
-        hint = did_you_mean(env_id, list(gym.registry)) or f" {' '.join(str(error).split())}"
+        module, colon, name = env_id.rpartition(":")
+        hint = did_you_mean(name, gym.registry, f"{module}{colon}") or f" {' '.join(str(error).split())}"
         raise ConfigError(f"env.id={env_id}: no such environment is registered.{hint}") from None
     except gym.error.DeprecatedEnv as error:
         raise ConfigError(f"env.id={env_id}: {error}") from None
@@ -215,10 +252,8 @@ def check_env(config: Config, **more: Any) -> gym.Env[Any, Any]:
 
 def reward_threshold(config: Config) -> float | None:
     """Return the mean return at which gymnasium calls the environment solved; None if it does not say."""
-    module, _, name = config.env.id.rpartition(":")
-    if module:  # which so far may have been imported by worker processes alone
-        importlib.import_module(module)
-    threshold = gym.spec(name).reward_threshold
+    import_module_of(config)  # which so far may have been imported by worker processes alone
+    threshold = gym.spec(config.env.id.rpartition(":")[2]).reward_threshold
     return None if threshold is None else float(threshold)
 
 
