@@ -526,7 +526,10 @@ MISTAKES: list[tuple[tuple[str, ...], str]] = [
     (("+algorithm._target_=os.system",), r"^'algorithm\._target_' is not a setting"),
     (("env._target_=os.system",), r"^'env\._target_' is not a setting"),
     (("algorithm.params._target_=os.system",), r"_target_=os\.system: PPO has no argument '_target_'"),
-    (("algorithm.params.rollout_buffer_class=os.system",), r"buffer_class=os\.system: should be null"),
+    (
+        ("algorithm.params.rollout_buffer_class=os.system",),
+        r"buffer_class=os\.system: it takes a class, which no configuration can name",
+    ),
     # not an override at all
     (("wandb.tags=[a,b",), r"^'wandb\.tags=\[a,b' " + NOT_AN_OVERRIDE),
     (("storage.options.key={",), r"^'storage\.options\.key' " + NOT_AN_OVERRIDE),
