@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 from helpers import environment, record_of, tiny
+from hypothesis import HealthCheck, given, settings, strategies as st
 
 from rl_research.cli import command
 from rl_research.errors import ConfigError
@@ -273,8 +274,6 @@ def test_a_run_needs_no_home_variable(project: Path) -> None:
 
 # ---------------------------------------------------------------- anything at all
 
-st = pytest.importorskip("hypothesis.strategies")
-from hypothesis import HealthCheck, given, settings  # noqa: E402  # after the check that it is there
 
 _KEYS = [
     "env", "env.id", "env.kwargs", "env.kwargs.a", "env.n_envs", "env.normalize", "env.normalize.gamma", "algorithm",

@@ -14,6 +14,7 @@ from faults import Faults, faults_before
 from servers import Server, free_port
 
 from rl_research.errors import ConfigError, StorageError
+from rl_research.storage.hiccups import TRIES
 from rl_research.storage.store import Store
 from rl_research.storage.transient import is_transient
 
@@ -104,7 +105,7 @@ def _assert_refused(error: BaseException, *words: str) -> None:
 
 @pytest.mark.slow
 def test_a_connection_that_fails_is_worth_another_try(faults: Faults, sources: Path) -> None:
-    """Refused and reset are transient in every client and operation, at once, after one try or two."""
+    """Refused and reset are transient in every client and operation, after a few tries within seconds."""
     store = _ready(faults)
     for name, operation in OPERATIONS.items():
         run = lambda: operation(store, sources)  # noqa: B023, E731  # called here, several times
@@ -115,7 +116,7 @@ def test_a_connection_that_fails_is_worth_another_try(faults: Faults, sources: P
         faults.fail("reset")
         error = _error_of(run)
         assert is_transient(error), f"{name}: {error!r}"
-        assert faults.requests.total() <= (8 if name == "put big" else 4), faults.paths
+        assert faults.requests.total() <= TRIES * (8 if name == "put big" else 4), faults.paths
         faults.clear()
         store.write("a/there", b"x" * 1000)
         run()
@@ -251,8 +252,8 @@ AZ_REFUSED = [
 ]
 
 
-def _tries(kind: str, name: str) -> int:
-    """The most requests of an operation that fails at its first.
+def _requests(kind: str, name: str) -> int:
+    """The most requests of an operation that is refused at its first.
 
     Azure's client sends four blocks side by side, and adlfs asks then whether the container is there.
     """
@@ -271,7 +272,7 @@ def _tries(kind: str, name: str) -> int:
 def test_an_overloaded_server_is_worth_another_try(
     request: pytest.FixtureRequest, sources: Path, kind: str, status: int, code: str
 ) -> None:
-    """5xx, 429 and time-outs are transient after one request; nothing is tried again unseen."""
+    """5xx, 429 and time-outs are transient, after the tries that each request gets; the client adds none of its own."""
     server: Server = request.getfixturevalue(kind)
     server.bucket("failing")
     with faults_before(server) as faults:
@@ -283,7 +284,7 @@ def test_an_overloaded_server_is_worth_another_try(
             faults.fail("status", status=status, code=code)
             error = _error_of(lambda: operation(store, sources))  # noqa: B023  # called here
             assert is_transient(error), f"{name}: {error!r}"
-            assert faults.requests.total() <= _tries(kind, name), f"{name}: {faults.paths}"
+            assert faults.requests.total() <= TRIES * _requests(kind, name), f"{name}: {faults.paths}"
 
 
 @pytest.mark.parametrize(
@@ -309,7 +310,8 @@ def test_a_refusal_is_one_line_at_once(
             _assert_refused(error, f"storage.url={server.url('failing/runs')}", "write a/", reason)
             assert not is_transient(error)
             assert str(error).rstrip().endswith("."), error
-            assert faults.requests.total() <= _tries(kind, name), faults.paths
+            tries = TRIES if (kind, status) == ("az", 507) else 1  # Azure's client takes each 5xx for an outage
+            assert faults.requests.total() <= tries * _requests(kind, name), faults.paths
             faults.clear()
             if status == 404:
                 continue  # where one reads, a missing object is nothing special
@@ -394,13 +396,14 @@ def test_the_users_own_options_win(s3: Server) -> None:
 
 
 def test_a_corrupt_download_is_worth_another_try(s3: Server) -> None:
-    """Bytes that changed on their way are noticed by the client, and fetched again."""
+    """Bytes that changed on their way are noticed by the client, and fetched again by the same read."""
     s3.bucket("failing")
     with faults_before(s3) as faults:
         store = _ready(faults)
         faults.fail("corrupt", after=7, times=1, methods=("GET",))
-        assert is_transient(_error_of(lambda: store.read("a/there")))
+        before = faults.requests["GET"]
         assert store.read("a/there") == b"x" * 1000
+        assert faults.requests["GET"] == before + 2
 
 
 # ---------------------------------------------------------------- chains
@@ -425,14 +428,14 @@ def _chained(faults: Faults, url: str, timeout: float = TIMEOUT) -> Store:
 @pytest.mark.slow
 @pytest.mark.parametrize("url", CHAINS)
 def test_a_chain_is_bounded_as_what_it_stands_on(s3_faults: Faults, sources: Path, url: str) -> None:
-    """Every operation in a chain fails after one try, and is given up where the server is silent."""
+    """Every operation in a chain fails after its tries, and is given up where the server is silent."""
     store = _chained(s3_faults, url)
     store.write("a/there", b"x" * 1000)
     s3_faults.clear()
     s3_faults.fail("status", code="SlowDown")
     for name, operation in OPERATIONS.items():
         assert is_transient(_error_of(lambda: operation(store, sources))), name  # noqa: B023  # called here
-    assert s3_faults.requests.total() <= 4 * len(OPERATIONS), s3_faults.paths
+    assert s3_faults.requests.total() <= 2 * TRIES * len(OPERATIONS), s3_faults.paths
     s3_faults.clear()
     s3_faults.fail("hang")
     impatient = _chained(s3_faults, url, SHORT)

@@ -36,6 +36,7 @@ from rl_research.flows.upload import upload
 from rl_research.orchestration import retry_for, upload_tasks
 from rl_research.runs.lease import FOR_UPLOAD, leased_folder
 from rl_research.runs.run import open_run
+from rl_research.storage.hiccups import TRIES
 from rl_research.training import stages
 from rl_research.uploads import pending
 
@@ -100,8 +101,9 @@ def _ended(flow_run_id: str, name: str) -> list[Any]:
 
 
 def test_each_upload_is_a_task_with_its_own_retries(tmp_path: Path, faults: Faults, s3: Server) -> None:
-    """Refused twice by a busy store, a checkpoint arrives at the third try of its task alone."""
-    faults.fail("status", status=503, code="SlowDown", times=2, methods=PUT, path="step-000000032/")
+    """Refused for longer than a request is repeated, and that twice, a checkpoint arrives at its task's third try."""
+    intent = "step-000000032/uploading.json"
+    faults.fail("status", status=503, code="SlowDown", times=2 * TRIES, methods=PUT, path=intent)
     done = train(_words(tmp_path, faults))
     assert (done["status"], done["not_uploaded"]) == ("finished", [])
     assert _stored(tmp_path, s3) == ALL
