@@ -151,7 +151,7 @@ def _spoil(faults: Faults, share: float) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("share", "seconds"), [(0.08, 30), (0.25, 90)])
+@pytest.mark.parametrize(("share", "seconds"), [(0.0, 30), (0.08, 30), (0.25, 90)])
 def test_all_checkpoints_arrive_although_a_share_of_the_requests_fails(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, share: float, seconds: int
 ) -> None:

@@ -122,12 +122,16 @@ def test_no_value_gets_anything_but_a_line(method: str, logger: ExperimentLogger
     ]
     for value in (*ODD.values(), *mixed):
         _taken(lambda value=value: METHODS[method](logger, value))  # type: ignore[misc]
+    assert _taken(lambda: logger.log_metrics({"after": 1.0})), "the logger goes on"
 
 
 def test_a_logger_opens_with_a_configuration_in_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A configuration costs no run."""
+    """A configuration costs no run: the row that is logged after it is on disk."""
     monkeypatch.chdir(tmp_path)
-    ExperimentLogger({"wandb": {"mode": "disabled"}, "x": _in_itself(), "y": _nested(5000)}).finish()
+    logger = ExperimentLogger({"wandb": {"mode": "offline"}, "x": _in_itself(), "y": _nested(5000)})
+    logger.log_metrics({"after": 1.0}, step=1)
+    logger.finish()
+    assert logger.finished
 
 
 @pytest.mark.parametrize("value", ODD.values(), ids=ODD)
