@@ -71,6 +71,21 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     config.stash[_home].cleanup()
 
 
+@pytest.fixture(autouse=True)
+def _own_prefect_variables() -> Iterator[None]:
+    """A command that runs in this process names its server to Prefect; the next test does not inherit that."""
+    before = {name: value for name, value in os.environ.items() if name.startswith("PREFECT_")}
+    yield
+    after = {name for name in os.environ if name.startswith("PREFECT_")}
+    if before != {name: os.environ[name] for name in after}:
+        for name in after - set(before):
+            del os.environ[name]
+        os.environ.update(before)
+        from prefect.context import refresh_global_settings_context  # not before its variables are set
+
+        refresh_global_settings_context()
+
+
 class SeedEcho(gym.Env[np.ndarray, int]):
     """An environment whose return is the seed of its last reset, whatever is done in it.
 

@@ -17,7 +17,7 @@ from rl_research.training import callbacks, envs, models, stages
 
 
 class Exploding(gym.Env[np.ndarray, Any]):
-    """An environment whose rewards are no numbers from its 150th step on."""
+    """An environment whose rewards are finite, but no sum of squares of them is, from its 150th step on."""
 
     observation_space = gym.spaces.Box(-1.0, 1.0, (2,), np.float32)
     steps = 0
@@ -35,7 +35,7 @@ class Exploding(gym.Env[np.ndarray, Any]):
         """One step nearer to the end of numbers."""
         self.steps += 1
         over = self.steps % 10 == 0
-        return np.ones(2, np.float32), np.nan if self.steps > 150 else 1.0, over, False, {}
+        return np.ones(2, np.float32), 3e38 if self.steps > 150 else 1.0, over, False, {}
 
 
 gym.register("Exploding-v0", entry_point=Exploding)
@@ -53,7 +53,7 @@ def _words(runs_dir: Path, algorithm: str) -> list[str]:
 @pytest.mark.slow
 @pytest.mark.parametrize("algorithm", ["ppo", "a2c", "dqn", "sac"])
 def test_a_diverged_run_fails_with_its_step(tmp_path: Path, algorithm: str) -> None:
-    """NaN rewards end the run soon after, by name, each time; what is committed is finite."""
+    """Rewards that overflow end the run soon after, by name, each time; what is committed is finite."""
     words = _words(tmp_path, algorithm)
     said = []
     for _ in range(2):
