@@ -41,6 +41,29 @@ def words_of(metavar: str) -> Callable[[Verb], Verb]:
     return click.argument("overrides", nargs=-1, metavar=metavar)
 
 
+def composing(verb: Callable[..., T]) -> Callable[..., T]:
+    """Give *verb* the option ``--config-dir``, whose folders become the first of its *overrides*."""
+
+    @click.option(
+        "--config-dir", "config_dirs", multiple=True, metavar="PATH", is_eager=True,
+        help="Folder with configurations of your own, found before ours; repeat it for another.",
+    )  # fmt: skip
+    @wraps(verb)
+    def composed(*arguments: object, config_dirs: Sequence[str], overrides: Sequence[str], **options: object) -> T:
+        return verb(*arguments, overrides=(*as_overrides(config_dirs), *overrides), **options)
+
+    return composed
+
+
+def as_overrides(config_dirs: Sequence[str]) -> list[str]:
+    """Return what ``--config-dir`` means, as overrides, which go into flow runs and studies."""
+    if not config_dirs:
+        return []
+    from rl_research.config import CONFIG_DIRS, quoted
+
+    return [f"{CONFIG_DIRS}={quoted(list(config_dirs))}"]
+
+
 def split_storage(words: Sequence[str]) -> tuple[list[str], list[str]]:
     """Return the overrides of where checkpoints are stored among *words*, and the other words."""
     overrides = [word for word in words if word.lstrip("+").startswith(("storage.options.", "storage.url="))]

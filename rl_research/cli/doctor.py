@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from rl_research.cli.common import Answer, answering, words_of
+from rl_research.cli.common import Answer, answering, composing, words_of
 
 if TYPE_CHECKING:
     from rl_research.cli.doctor_checks import Finding
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 @click.command(epilog="Exit codes: 0 nothing is broken (warnings may be there); 2 something is.")
 @words_of("[key=value …]")
+@composing
 @answering
 def doctor(overrides: tuple[str, ...], answer: Answer) -> int:
     """Check W&B, storage, Prefect, disk, versions and unsynced runs, in seconds."""

@@ -4,7 +4,7 @@ import shlex
 
 import click
 
-from rl_research.cli.common import POSITIVE, Answer, answering, prefect_api, words_of
+from rl_research.cli.common import POSITIVE, Answer, answering, composing, prefect_api, words_of
 from rl_research.errors import StudyUnfinished
 
 
@@ -24,6 +24,7 @@ def _seeds(_context: click.Context, _option: click.Parameter, text: str) -> list
     help="Overrides of one setting; repeat the option for each.",
 )  # fmt: skip
 @click.option("--at-a-time", type=POSITIVE, default=1, show_default=True, help="Processes side by side.")
+@composing
 @answering
 def study(
     name: str, overrides: tuple[str, ...], seeds: list[int], settings: tuple[str, ...], at_a_time: int, answer: Answer

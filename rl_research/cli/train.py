@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from rl_research.cli.common import Answer, answering, prefect_api, words_of
+from rl_research.cli.common import Answer, answering, as_overrides, composing, prefect_api, words_of
 from rl_research.cli.results import summary
 
 if TYPE_CHECKING:
@@ -23,12 +23,18 @@ _log = logging.getLogger(__name__)
 class _Settings(click.Command):
     """A command whose help lists every group, choice and setting."""
 
-    def get_help(self, ctx: click.Context) -> str:  # noqa: ARG002  # click's form
-        return help_on_settings()
+    def get_help_option(self, ctx: click.Context) -> click.Option | None:
+        if (option := super().get_help_option(ctx)) is not None:
+            option.is_eager = False  # it comes after --config-dir, whose choices it lists
+        return option
+
+    def get_help(self, ctx: click.Context) -> str:
+        return help_on_settings(ctx.params.get("config_dirs", ()))
 
 
 @click.command(cls=_Settings, short_help="Train, score and report one experiment.")
 @words_of("[key=value …]")
+@composing
 @answering
 @click.option("--cfg", is_flag=True, help="Print the composed configuration.")
 def train(overrides: tuple[str, ...], answer: Answer, cfg: bool) -> None:
@@ -87,13 +93,14 @@ def _shown_as_yaml(config: Config) -> str:
     return yaml.safe_dump(composed, sort_keys=False, allow_unicode=True)
 
 
-def help_on_settings() -> str:
-    """Return the groups and settings, straight from the schema and the folder of configurations."""
-    from rl_research.config import RUN_DIR, choices, compose_config, groups, settings, spelt
+def help_on_settings(folders: Sequence[str] = ()) -> str:
+    """Return the groups and settings, straight from the schema and the folders of configurations."""
+    from rl_research.config import RUN_DIR, compose_config, config_dirs, groups, settings, spelt
 
-    lines = ["usage: rl-research train [key=value …] [--json] [--cfg] [-h]", "", "groups:"]
-    for group in groups():
-        text = textwrap.fill(", ".join(choices(group)), 96, subsequent_indent=" " * 20)
+    own = config_dirs(as_overrides(folders))
+    lines = ["usage: rl-research train [key=value …] [--config-dir PATH] [--json] [--cfg] [-h]", "", "groups:"]
+    for group in groups(own):
+        text = textwrap.fill(_shown_choices(group, own), 96, subsequent_indent=" " * 20)
         lines.append(f"  {group + '=NAME':<17} {text}")
     lines += ["", "settings, with their defaults:"]
     defaults = compose_config().model_dump(mode="json")
@@ -103,13 +110,24 @@ def help_on_settings() -> str:
     lines += [
         "",
         "options:",
-        "  --json    print one JSON object on stdout, everything else on stderr",
-        "  --cfg     print the composed configuration and stop",
+        "  --config-dir PATH  folder with configurations of your own, found before ours; repeatable.",
+        "                     RL_RESEARCH_CONFIG_PATH names such folders, too",
+        "  --json             print one JSON object on stdout, everything else on stderr",
+        "  --cfg              print the composed configuration and stop",
         "",
         "exit codes: 0 done; 2 a mistake, said in one line; 75 stopped by a signal and committed;",
         "            130 cut off; 1 a bug, with its traceback",
     ]
     return "\n".join(lines)
+
+
+def _shown_choices(group: str, own: Sequence[str]) -> str:
+    """Return the choices of *group*, the user's own first and with the folder that they are in."""
+    from rl_research.config import origins
+
+    found = origins(group, own)
+    named = [f"{name} ({folder})" for name, folder in found.items() if folder is not None]
+    return ", ".join([*named, *(name for name, folder in found.items() if folder is None)])
 
 
 def _at(values: Any, path: str) -> Any:

@@ -3,13 +3,7 @@ from .algorithms import (
     algorithm_class as algorithm_class,
     constructor_arguments as constructor_arguments,
 )
-from .composition import (
-    CONFIG_DIR as CONFIG_DIR,
-    RUN_DIR as RUN_DIR,
-    choices as choices,
-    groups as groups,
-    plain as plain,
-)
+from .composition import RUN_DIR as RUN_DIR, plain as plain
 from .experiment import (
     Experiment as Experiment,
     check_algorithm as check_algorithm,
@@ -18,12 +12,21 @@ from .experiment import (
     load_config as load_config,
     load_storage as load_storage,
 )
+from .folders import (
+    CONFIG_DIR as CONFIG_DIR,
+    CONFIG_DIRS as CONFIG_DIRS,
+    choices as choices,
+    config_dirs as config_dirs,
+    groups as groups,
+    origins as origins,
+)
 from .literal_secrets import (
     hide_secrets as hide_secrets,
     hide_secrets_of as hide_secrets_of,
     refuse_secrets as refuse_secrets,
 )
 from .messages import did_you_mean as did_you_mean, spelt as spelt
+from .overrides import quoted as quoted
 from .schema import (
     CheckpointSettings as CheckpointSettings,
     Config as Config,

@@ -11,22 +11,20 @@ import re
 import threading
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 
+from rl_research.config.folders import CONFIG_DIR, CONFIG_DIRS, choices, config_dirs, groups
 from rl_research.config.messages import did_you_mean, mistake, shown, spelt
-from rl_research.config.overrides import SEARCHPATH, parse
-from rl_research.errors import ConfigError
+from rl_research.config.overrides import SEARCHPATH, as_lines, parse
+from rl_research.errors import ConfigError, in_a_line
+from rl_research.system import expanded
 
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
     from omegaconf import DictConfig
     from omegaconf.errors import OmegaConfBaseException
-
-_PACKAGED_CONFIGS = Path(__file__).parents[1] / "configs"
-CONFIG_DIR = _PACKAGED_CONFIGS if _PACKAGED_CONFIGS.is_dir() else Path(__file__).parents[2] / "configs"
 
 #: Stands in a `Config` for the run's folder, which is known only when the run has its id.
 RUN_DIR = "{run_dir}"
@@ -44,13 +42,17 @@ def compose(overrides: Iterable[str] = (), verbatim: Collection[str] = ()) -> di
     ``experiment.published`` is the score of exactly what the experiment file says: it becomes null when
     the algorithm, the environment or the budget are others than in that file. Raises `ConfigError`.
     """
-    import hydra
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    selected, changes = parse(overrides, {group: choices(group) for group in groups()})
+    lines = as_lines(overrides)
+    own = config_dirs(lines)
+    selected, changes = parse(lines, {group: choices(group, own) for group in groups(own)})
+    changes = [change for change in changes if change.key_or_group != CONFIG_DIRS or change.is_delete()]
+    for group in set(groups(own)).difference(groups()) & set(selected):
+        selected[group] = f"+{selected[group]}"  # config.yaml has no such group, so Hydra is told to add it
     try:
-        with _fresh_hydra(), hydra.initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+        with _hydra_on(own):
             config, chosen = _selected(selected.values())
             for override in changes:
                 _change(config, override, verbatim)
@@ -62,9 +64,9 @@ def compose(overrides: Iterable[str] = (), verbatim: Collection[str] = ()) -> di
     except OmegaConfBaseException as error:
         raise ConfigError(_omegaconf_line(error, config)) from None
     except HydraException as error:
-        reason = " ".join(str(error).split("Config search path")[0].split())
+        reason = " ".join(_OMEGACONF_TAIL.sub("", str(error).split("Config search path")[0]).split())
         raise ConfigError(f"{' '.join(selected.values())}: {reason}") from None
-    return values
+    return {**values, CONFIG_DIRS: own} if own else values
 
 
 def plain(config: Mapping[str, Any] | BaseModel, output_dir: str = RUN_DIR) -> dict[str, Any]:
@@ -87,26 +89,21 @@ def plain(config: Mapping[str, Any] | BaseModel, output_dir: str = RUN_DIR) -> d
     return {str(key): value for key, value in resolved.items()}
 
 
-def choices(group: str) -> list[str]:
-    """Return the names that *group* offers, such as ``cartpole`` and ``pendulum`` for ``env``."""
-    return sorted(path.stem for path in (CONFIG_DIR / group).glob("*.yaml") if path.stem != "base")
-
-
-def groups() -> list[str]:
-    """Return the groups that a configuration is put together from."""
-    return sorted(path.name for path in CONFIG_DIR.iterdir() if path.is_dir())
-
-
 @contextmanager
-def _fresh_hydra() -> Iterator[None]:
-    """Lend this thread Hydra's process-wide state, and give back what was there."""
+def _hydra_on(own: Iterable[str]) -> Iterator[None]:
+    """Lend this thread Hydra's process-wide state, and give back what was there; it finds the folders *own* first."""
+    import hydra
     from hydra.core.global_hydra import GlobalHydra
 
     with _hydra_lock:
         borrowed = GlobalHydra.instance().hydra  # set while the user's own `@hydra.main` runs
         GlobalHydra.instance().clear()
         try:
-            yield
+            with hydra.initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+                path = GlobalHydra.instance().config_loader().get_search_path()
+                for folder in reversed([*own]):
+                    path.prepend(CONFIG_DIRS, f"file://{expanded(folder).absolute()}")
+                yield
         finally:
             GlobalHydra.instance().hydra = borrowed
 
@@ -127,11 +124,22 @@ def _selected(lines: Iterable[str]) -> tuple[DictConfig, dict[str, str | None]]:
     """Return what Hydra makes of the chosen files, and the name of the file chosen from each group."""
     import hydra
     from omegaconf import open_dict
+    from yaml import YAMLError
 
-    config = hydra.compose("config", list(lines), return_hydra_config=True)
+    given = list(lines)
+    if not any(line.lstrip("+").startswith(SEARCHPATH) for line in given):
+        given.append(f"{SEARCHPATH}=[]")  # has Hydra read its search path again, with the user's folders before ours
+    try:
+        config = hydra.compose("config", given, return_hydra_config=True)
+    except (YAMLError, ValueError, OSError) as error:  # a file that is no YAML, or no mapping
+        raise ConfigError(f"{' '.join(given[:-1])}: {in_a_line(error)}.") from None
     chosen = {group: config.hydra.runtime.choices.get(group) for group in groups()}
     with open_dict(config):
         del config["hydra"]
+    if {"algorithm", "env", "experiment"} & set(config.get("experiment") or ()):
+        raise ConfigError(
+            f"experiment={chosen['experiment']}: its file should begin with the line # @package _global_."
+        )
     return config, chosen
 
 

@@ -9,8 +9,7 @@ import re
 from collections.abc import Callable, Iterable
 from typing import Any, NoReturn
 
-from rl_research.config.messages import spelt
-from rl_research.config.overrides import parsed
+from rl_research.config.overrides import parsed, quoted
 from rl_research.errors import ConfigError
 from rl_research.system import is_secret_option, password_in
 
@@ -70,7 +69,7 @@ def _replaced_in(line: str, replace: Callable[[str, object], str]) -> str:
     before = override.value()
     after = _replaced(override.key_or_group, before, replace)
     sign = line[: len(line) - len(line.lstrip("+"))]
-    return line if after == before else f"{sign}{override.key_or_group}={_quoted(after)}"
+    return line if after == before else f"{sign}{override.key_or_group}={quoted(after)}"
 
 
 def _replaced(path: str, value: Any, replace: Callable[[str, object], str]) -> Any:
@@ -82,12 +81,3 @@ def _replaced(path: str, value: Any, replace: Callable[[str, object], str]) -> A
         return value.replace(f":{password}@", f":{replace(path, password)}@", 1)
     is_secret = path.startswith(f"{_OPTIONS}.") and is_secret_option(path.rpartition(".")[2], value)
     return replace(path, value) if is_secret else value
-
-
-def _quoted(value: Any) -> str:
-    """Return *value* in the grammar of overrides, every text in quotes."""
-    if isinstance(value, dict):
-        return "{" + ",".join(f"{name}:{_quoted(member)}" for name, member in value.items()) + "}"
-    if isinstance(value, list):
-        return "[" + ",".join(map(_quoted, value)) + "]"
-    return "'" + value.replace("'", "\\'") + "'" if isinstance(value, str) else spelt(value)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from itertools import accumulate
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rl_research.config.messages import NO_HER, check_choice, mistake, spelt
 from rl_research.errors import ConfigError
@@ -85,6 +85,15 @@ def parsed(line: object, groups: Collection[str] = ()) -> Override:
         f"{_quoted(line)} is not an override: write key=value, a list as 'key=[a,b]', a mapping as "
         "'key={a: 1}', a text with commas, brackets or quotes as \"key='a, b'\"."
     )
+
+
+def quoted(value: Any) -> str:
+    """Return *value* in the grammar of overrides, every text in quotes."""
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{name}:{quoted(member)}" for name, member in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ",".join(map(quoted, value)) + "]"
+    return "'" + value.replace("'", "\\'") + "'" if isinstance(value, str) else spelt(value)
 
 
 def _spellings(line: str) -> Iterator[str]:

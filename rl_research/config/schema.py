@@ -193,6 +193,9 @@ class Config(Section):
     resume: Literal["auto", "never"] = Field(
         "auto", description="auto: go on where the run stopped; never: start it afresh"
     )
+    config_dirs: tuple[str, ...] = Field(
+        (), description="folders with configurations of your own, found before ours", examples=["[configs]"]
+    )
     run_id: str | None = Field(None, description="identity of the run", examples=["cartpole_a"])
     runs_dir: str = Field("runs", min_length=1, description="folder of the run folders")
 
