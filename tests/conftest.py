@@ -39,6 +39,8 @@ _TINY = {
 _KIND = {
     "a2c": ("on",),
     "ppo": ("on", "minibatches"),
+    "maskable_ppo": ("on", "minibatches"),
+    "recurrent_ppo": ("on", "minibatches"),
     "dqn": ("off",),
     "sac": ("off",),
     "td3": ("off",),

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 #: The command in this process: its exit code, its standard output, and what it said besides.
 Call = Callable[..., tuple[int, str, str]]
 
-ON_POLICY = ("a2c", "ppo", "trpo")
+ON_POLICY = ("a2c", "maskable_ppo", "ppo", "recurrent_ppo", "trpo")
 _WALL_CLOCK = ("time/",)
 
 
@@ -34,6 +34,8 @@ def tiny(runs_dir: Path, run_id: str | None, *overrides: str) -> list[str]:
     name = next((o.split("=")[1] for o in overrides if o.startswith("algorithm=")), "ppo")
     if name in ON_POLICY:
         params = ["n_steps=16", *([] if name == "a2c" else ["batch_size=16"])]
+    elif name == "ars":
+        params = ["n_delta=1"]
     else:
         params = ["learning_starts=8", "batch_size=8", "buffer_size=300"]
     return [

@@ -12,6 +12,7 @@ import pytest
 import torch
 from stable_baselines3.common import noise
 from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
 from rl_research.config import algorithms
 from rl_research.config.algorithms import check, check_batch, check_normalize, constructor_arguments
@@ -23,16 +24,18 @@ ONLY_CONTINUOUS = {"crossq", "ddpg", "sac", "td3", "tqc"}
 
 
 def _env_id(name: str) -> str:
-    return CONTINUOUS if name in ONLY_CONTINUOUS else DISCRETE
+    return CONTINUOUS if name in ONLY_CONTINUOUS else "space_envs:Masked-v0" if name == "maskable_ppo" else DISCRETE
 
 
 def _built(name: str, params: dict[str, Any], n_envs: int = 1) -> Any:
-    params = params if name in algorithms.ON_POLICY else {"buffer_size": 500, **params}
-    check(name, "MlpPolicy", freeze(params))
+    cls = algorithms.algorithm_class(name)
+    params = {"buffer_size": 500, **params} if issubclass(cls, OffPolicyAlgorithm) else params
+    policy = next(iter(cls.policy_aliases))
+    check(name, policy, freeze(params))
     check_batch(name, freeze(params), n_envs)
     env = make_vec_env(_env_id(name), n_envs=n_envs)
     made = constructor_arguments(freeze(params), env.action_space, n_envs)
-    return algorithms.algorithm_class(name)("MlpPolicy", env, **{"device": "cpu", **made})
+    return cls(policy, env, **{"device": "cpu", **made})
 
 
 # ---------------------------------------------------------------- what is built
@@ -47,13 +50,14 @@ def test_every_algorithm_builds_with_its_defaults(name: str) -> None:
 @pytest.mark.parametrize("name", algorithms.names())
 def test_the_defaults_of_a_signature_pass_its_own_checks(name: str) -> None:
     """Giving a default explicitly is never refused, so the ranges here contradict no signature."""
-    parameters = inspect.signature(algorithms.algorithm_class(name).__init__).parameters
+    cls = algorithms.algorithm_class(name)
+    parameters, policy = inspect.signature(cls.__init__).parameters, next(iter(cls.policy_aliases))
     elsewhere = {"self", *algorithms._ELSEWHERE}
     params = {key: p.default for key, p in parameters.items() if key not in elsewhere}
     mistakes = []
     for key, default in params.items():
         try:
-            check(name, "MlpPolicy", {key: default})
+            check(name, policy, {key: default})
             check_batch(name, {key: default}, 1)
         except ConfigError as error:
             mistakes.append(str(error))
@@ -65,7 +69,9 @@ def test_every_algorithm_trains_with_a_schedule_and_classes(name: str) -> None:
     """A schedule, a network and classes given as words reach the model and survive training."""
     kwargs = {"net_arch": [8], "activation_fn": "ELU", "optimizer_class": "Adam"}
     params: dict[str, Any] = {"learning_rate": "lin_0.001", "policy_kwargs": kwargs}
-    if name in algorithms.ON_POLICY:
+    if name == "ars":
+        kwargs.pop("optimizer_class")
+    elif algorithms.is_on_policy(algorithms.algorithm_class(name)):
         params["n_steps"] = 64
         if name != "a2c":
             params["batch_size"] = 64

@@ -98,9 +98,9 @@ def test_every_experiment_builds_its_algorithm(name: str) -> None:
     env = gym.make(config.env.id)
     made = algorithms.constructor_arguments(config.algorithm.params, env.action_space, 1)
     made |= {"buffer_size": 100} if "buffer_size" in made else {}
-    if config.algorithm.name in algorithms.ON_POLICY:  # a rollout of one environment is shorter
-        made |= {"n_steps": made.get("n_steps", 64) * config.env.n_envs}
     cls = algorithms.algorithm_class(config.algorithm.name)
+    if algorithms.is_on_policy(cls):  # a rollout of one environment is shorter
+        made |= {"n_steps": made.get("n_steps", 64) * config.env.n_envs}
     model = cls(config.algorithm.policy, env, device="cpu", seed=0, **made)
     assert model.policy.action_space == env.action_space
 

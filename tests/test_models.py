@@ -132,7 +132,7 @@ def test_what_is_not_learned_does_not_count(make: Callable[..., BaseAlgorithm]) 
     ("overrides", "said"),
     [
         (("algorithm=sac", "env=cartpole"), "cannot act in CartPole-v1"),
-        (("algorithm=td3", "env=cartpole"), "Choose from: a2c, dqn, ppo, qrdqn, trpo."),
+        (("algorithm=td3", "env=cartpole"), "Choose from: a2c, ars, dqn, ppo, qrdqn, recurrent_ppo, trpo."),
         (("algorithm=dqn", "env=pendulum"), "cannot act in Pendulum-v1"),
         (("algorithm.policy=MultiInputPolicy",), "MultiInputPolicy"),
         (("algorithm.policy=CnnPolicy",), "CartPole-v1"),

@@ -81,6 +81,18 @@ CASES: dict[str, tuple[str, ...]] = {
     "ddpg ou episodes": (
         "algorithm=ddpg", *_PENDULUM, *_OU, "algorithm.params.train_freq=[1,episode]",
     ),
+    "ars": ("algorithm=ars", "algorithm.policy=MlpPolicy", "algorithm.params.learning_rate=lin_0.02"),
+    "ars normalized": (
+        "algorithm=ars", *_PENDULUM, "algorithm.policy=MlpPolicy", *_NORMALIZED, "env.max_episode_steps=9",
+    ),
+    "crossq": ("algorithm=crossq", *_PENDULUM),
+    "crossq 3 normalized": ("algorithm=crossq", *_PENDULUM, *_THREE, *_NORMALIZED),
+    "maskable ppo": ("algorithm=maskable_ppo", "env.id=space_envs:Masked-v0"),
+    "maskable ppo subproc": (
+        "algorithm=maskable_ppo", "env.id=space_envs:Masked-v0", "env.n_envs=2", "env.vec_env=subproc",
+    ),
+    "recurrent ppo 3": ("algorithm=recurrent_ppo", *_THREE),
+    "recurrent ppo gsde normalized": ("algorithm=recurrent_ppo", *_PENDULUM, *_GSDE, *_NORMALIZED),
     "tqc": ("algorithm=tqc", *_PENDULUM),
     "tqc 3 gsde": ("algorithm=tqc", *_PENDULUM, *_THREE, *_GSDE),
 }  # fmt: skip

@@ -23,7 +23,9 @@ _CONTINUOUS = ("sac", "td3", "ddpg", "tqc", "crossq")
 def model(request: pytest.FixtureRequest, tiny_config: TinyConfig) -> Iterator[BaseAlgorithm]:
     """An algorithm that has learnt a little."""
     env = "pendulum" if request.param in _CONTINUOUS else "cartpole"
-    config = tiny_config("env.normalize=true", algorithm=request.param, env=env)
+    own = {"maskable_ppo": "env.id=space_envs:Masked-v0", "ars": "algorithm.policy=MlpPolicy"}
+    words = [own[request.param]] if request.param in own else []
+    config = tiny_config("env.normalize=true", *words, algorithm=request.param, env=env)
     built = models.build(config, envs.training_env(config))
     built.learn(32)
     yield built

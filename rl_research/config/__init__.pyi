@@ -1,7 +1,8 @@
 from .algorithms import (
-    ON_POLICY as ON_POLICY,
     algorithm_class as algorithm_class,
     constructor_arguments as constructor_arguments,
+    is_on_policy as is_on_policy,
+    takes_masks as takes_masks,
 )
 from .composition import RUN_DIR as RUN_DIR, plain as plain
 from .experiment import (

@@ -24,9 +24,14 @@ if TYPE_CHECKING:
     from gymnasium import spaces
     from stable_baselines3.common.base_class import BaseAlgorithm
 
-_SB3 = ("a2c", "ddpg", "dqn", "ppo", "sac", "td3")
-_CONTRIB = ("crossq", "qrdqn", "tqc", "trpo")
-ON_POLICY = ("a2c", "ppo", "trpo")
+#: Each algorithm's package and class.
+_ALGORITHMS = {
+    **{name: ("stable_baselines3", name.upper()) for name in ("a2c", "ddpg", "dqn", "ppo", "sac", "td3")},
+    **{name: ("sb3_contrib", name.upper()) for name in ("ars", "qrdqn", "tqc", "trpo")},
+    "crossq": ("sb3_contrib", "CrossQ"),
+    "maskable_ppo": ("sb3_contrib", "MaskablePPO"),
+    "recurrent_ppo": ("sb3_contrib", "RecurrentPPO"),
+}
 
 _ELSEWHERE = {
     "env": "choose it with env=NAME or env.id=ID",
@@ -53,7 +58,7 @@ _CLASSES = {
 
 def names() -> list[str]:
     """Return every algorithm that can be named."""
-    return sorted(_SB3 + _CONTRIB)
+    return sorted(_ALGORITHMS)
 
 
 def algorithm_class(name: str) -> type[BaseAlgorithm]:
@@ -61,7 +66,7 @@ def algorithm_class(name: str) -> type[BaseAlgorithm]:
     if name.lower() == "her":
         raise mistake("algorithm.name", name, NO_HER)
     check_choice("algorithm.name", name, names(), "algorithm")
-    package = "stable_baselines3" if name in _SB3 else "sb3_contrib"
+    package, class_name = _ALGORITHMS[name]
     try:
         module = importlib.import_module(package)
     except ModuleNotFoundError as error:
@@ -71,8 +76,20 @@ def algorithm_class(name: str) -> type[BaseAlgorithm]:
             f"algorithm={name}: it is in sb3-contrib, which is not installed. "
             "Install it with: pip install 'rl-research[contrib]'."
         ) from None
-    found: type[BaseAlgorithm] = getattr(module, "CrossQ" if name == "crossq" else name.upper())
+    found: type[BaseAlgorithm] = getattr(module, class_name)
     return found
+
+
+def is_on_policy(cls: type[BaseAlgorithm]) -> bool:
+    """Return whether *cls* learns from rollouts, and not from a replay buffer or, as ARS, from returns."""
+    from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+
+    return issubclass(cls, OnPolicyAlgorithm)
+
+
+def takes_masks(cls: type[BaseAlgorithm]) -> bool:
+    """Return whether *cls* heeds the environment's ``action_masks()``."""
+    return "action_masks" in inspect.signature(cls.predict).parameters
 
 
 # ---------------------------------------------------------------- checks
@@ -90,15 +107,23 @@ def check(name: str, policy: str, params: Mapping[str, Any]) -> None:
         known = set(accepted) - set(_ELSEWHERE)
         signatures.check_name(where, key, value, known, cls.__name__)
         _check_param(where, key, value, accepted[key])
-    _check_policy_kwargs(name, cls.policy_aliases[policy], params.get("policy_kwargs") or {})
+    heads = ("pi", "vf") if is_on_policy(cls) else ("pi", "qf")
+    _check_policy_kwargs(cls.policy_aliases[policy], params.get("policy_kwargs") or {}, heads)
 
 
 def check_batch(name: str, params: Mapping[str, Any], n_envs: int) -> None:
     """Raise `ConfigError` if what is collected and what is learned from do not fit together."""
-    defaults = inspect.signature(algorithm_class(name).__init__).parameters
+    cls = algorithm_class(name)
+    defaults = inspect.signature(cls.__init__).parameters
     keys = ("batch_size", "buffer_size", "n_steps", "normalize_advantage", "train_freq")
     given = {key: params.get(key, defaults[key].default) for key in keys if key in defaults}
-    (_check_rollout if name in ON_POLICY else _check_replay)(given, n_envs)
+    if is_on_policy(cls):
+        _check_rollout(given, n_envs)
+    elif "buffer_size" in given:
+        _check_replay(given, n_envs)
+    elif n_envs > 1:
+        reason = f"{cls.__name__} plays one episode at a time, and would count its steps {n_envs} times. "
+        raise mistake("env.n_envs", n_envs, f"{reason}Set env.n_envs=1.")
 
 
 def _check_rollout(given: Mapping[str, Any], n_envs: int) -> None:
@@ -109,7 +134,7 @@ def _check_rollout(given: Mapping[str, Any], n_envs: int) -> None:
     if normalizes and rollout == 1:
         reason = f"a rollout of {count} has no spread to normalize by. Choose a larger n_steps."
         raise mistake("algorithm.params.n_steps", n_steps, reason)
-    batch_size = given.get("batch_size", rollout)
+    batch_size = given.get("batch_size") or rollout
     if rollout % batch_size:
         divisor = f"Choose a divisor, such as {_divisors_near(rollout, batch_size)}."
         reason = f"it does not divide a rollout of {count}. {divisor}"
@@ -214,7 +239,7 @@ def _check_freq(where: str, value: Any) -> None:
         raise mistake(where, value, f"should be a whole number of steps from 1 on, {unit}")
 
 
-def _check_policy_kwargs(name: str, policy: type, kwargs: Mapping[str, Any]) -> None:
+def _check_policy_kwargs(policy: type, kwargs: Mapping[str, Any], heads: tuple[str, str]) -> None:
     accepted = signatures.accepted(policy.__init__, without=_POLICY_GIVEN)  # type: ignore[misc]  # only its signature is read
     for key, value in kwargs.items():
         where = f"algorithm.params.policy_kwargs.{key}"
@@ -227,7 +252,7 @@ def _check_policy_kwargs(name: str, policy: type, kwargs: Mapping[str, Any]) -> 
             continue
         signatures.check_value(where, key, value, accepted[key])
         if key == "net_arch":
-            _check_net_arch(where, value, ("pi", "vf") if name in ON_POLICY else ("pi", "qf"))
+            _check_net_arch(where, value, heads)
 
 
 def _check_net_arch(where: str, value: Any, heads: tuple[str, str]) -> None:

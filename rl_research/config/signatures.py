@@ -23,10 +23,10 @@ _RANGES: list[tuple[str, Callable[[float], bool], str]] = [
         "should be between 0 and 1",
     ),
     (
-        "batch_size buffer_size cg_max_steps clip_obs clip_range clip_range_vf clip_reward epsilon "
-        "learning_rate line_search_max_iter max_grad_norm n_critic_updates n_critics n_epochs n_quantiles "
-        "n_steps policy_delay rms_prop_eps stats_window_size sub_sampling_factor target_kl "
-        "target_update_interval train_freq",
+        "batch_size buffer_size cg_max_steps clip_obs clip_range clip_range_vf clip_reward delta_std epsilon "
+        "learning_rate line_search_max_iter lstm_hidden_size max_grad_norm n_critic_updates n_critics n_delta "
+        "n_epochs n_eval_episodes n_lstm_layers n_quantiles n_steps n_top policy_delay rms_prop_eps "
+        "stats_window_size sub_sampling_factor target_kl target_update_interval train_freq",
         lambda number: number > 0,
         "should be greater than 0",
     ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rl_research.checkpoints import Checkpoint, Scores
-from rl_research.config import Config, check_algorithm
+from rl_research.config import Config, check_algorithm, takes_masks
 from rl_research.errors import CannotRender, CheckpointDamaged, ConfigError, Interrupted, RLResearchError, in_a_line
 from rl_research.tracking import MODEL, STATISTICS, restore_statistics, video_frames
 from rl_research.training import envs, models
@@ -43,7 +44,8 @@ def evaluate(
     *on_step* is called after every step of every copy and may raise to stop. *on_episode* gets the `info`
     of each episode's last step.
     """
-    from stable_baselines3.common.evaluation import evaluate_policy
+    masked = "sb3_contrib.common.maskable" if takes_masks(type(model)) else "stable_baselines3.common"
+    evaluate_policy = importlib.import_module(f"{masked}.evaluation").evaluate_policy
 
     def after_step(locals_: dict[str, Any], _: dict[str, Any]) -> None:
         if locals_["done"]:
@@ -55,8 +57,6 @@ def evaluate(
         returns, lengths = evaluate_policy(
             model, env, episodes, deterministic, callback=after_step, return_episode_rewards=True
         )
-    assert isinstance(returns, list)
-    assert isinstance(lengths, list)
     cut = 0
     if env.has_attr("cut") and any(env.get_attr("cut")):
         limit = max(env.get_attr("max_steps"))
@@ -126,7 +126,8 @@ def film_episode(
         states, starts = None, np.ones((env.num_envs,), dtype=bool)
         frames = [_frame(env)]
         for _ in range(max_steps):
-            action, states = model.predict(observation, state=states, episode_start=starts, deterministic=deterministic)
+            masks = {"action_masks": np.stack(env.env_method("action_masks"))} if takes_masks(type(model)) else {}
+            action, states = model.predict(observation, states, starts, deterministic, **masks)
             observation, _, starts, _ = env.step(action)
             on_step()
             if starts[0]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import io
 import warnings
 import zipfile
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from rl_research.config import ON_POLICY, Config, algorithm_class, choices, constructor_arguments
+from rl_research.config import Config, algorithm_class, choices, constructor_arguments, is_on_policy, takes_masks
 from rl_research.errors import CheckpointDamaged, ConfigError
 
 if TYPE_CHECKING:
@@ -17,7 +18,13 @@ if TYPE_CHECKING:
     from stable_baselines3.common.base_class import BaseAlgorithm
     from stable_baselines3.common.vec_env import VecEnv
 
-_DISCRETE, _CONTINUOUS = ({"dqn", "qrdqn"}, {"sac", "td3", "ddpg", "tqc", "crossq"})  # the others act in any space
+#: Action spaces of those algorithms that do not act in any.
+_ACTIONS = {
+    **dict.fromkeys(("dqn", "qrdqn"), ("Discrete",)),
+    **dict.fromkeys(("crossq", "ddpg", "sac", "td3", "tqc"), ("Box",)),
+    "ars": ("Box", "Discrete"),
+    "maskable_ppo": ("Discrete", "MultiBinary", "MultiDiscrete"),
+}
 
 
 def build(config: Config, env: VecEnv) -> BaseAlgorithm:
@@ -26,6 +33,8 @@ def build(config: Config, env: VecEnv) -> BaseAlgorithm:
 
     torch.set_num_threads(config.experiment.torch_threads)
     cls = algorithm_class(config.algorithm.name)
+    if config.algorithm.name == "ars":
+        from rl_research.training.ars import ARS as cls  # noqa: N811  # under the name of what it replaces
     arguments = constructor_arguments(config.algorithm.params, env.action_space, env.num_envs)
     _check_spaces(cls, config, env)
     try:
@@ -40,10 +49,11 @@ def build(config: Config, env: VecEnv) -> BaseAlgorithm:
 def build_for_evaluation(config: Config, env: VecEnv) -> BaseAlgorithm:
     """Return what `build` returns, without the memory that only training needs."""
     params = dict(config.algorithm.params)
-    if config.algorithm.name in ON_POLICY:
+    cls = algorithm_class(config.algorithm.name)
+    if is_on_policy(cls):
         params.pop("batch_size", None)
         params["n_steps"] = 2
-    else:
+    elif "buffer_size" in inspect.signature(cls.__init__).parameters:
         params["buffer_size"] = env.num_envs
     section = config.algorithm.model_copy(update={"params": params})
     with warnings.catch_warnings():
@@ -108,28 +118,36 @@ def _beside_policy(model: BaseAlgorithm) -> dict[str, torch.Tensor]:
     """Return what *model* learns outside its policy, such as SAC's entropy coefficient."""
     import torch
 
-    return {name: value for name, value in vars(model).items() if isinstance(value, torch.Tensor)}
+    tensors = {name: value for name, value in vars(model).items() if isinstance(value, torch.Tensor)}
+    return {name: value for name, value in tensors.items() if name != "weights"}  # ARS's, once more as one vector
 
 
 def _check_spaces(cls: type[BaseAlgorithm], config: Config, env: VecEnv) -> None:
     """Refuse what SB3 asserts, or finds out in the middle of building a network, with the remedy."""
     from gymnasium import spaces
 
-    def acts(algorithm: str) -> bool:
-        discrete, continuous = (isinstance(env.action_space, kind) for kind in (spaces.Discrete, spaces.Box))
-        return discrete if algorithm in _DISCRETE else continuous if algorithm in _CONTINUOUS else True
+    actions, has_masks = type(env.action_space).__name__, env.has_attr("action_masks")
 
-    if not acts(config.algorithm.name):
-        fitting = filter(acts, choices("algorithm"))
+    def acts(algorithm: str) -> bool:
+        return actions in _ACTIONS.get(algorithm, (actions,)) and (has_masks or algorithm != "maskable_ppo")
+
+    name, policy = config.algorithm.name, config.algorithm.policy
+    if takes_masks(cls) and not has_masks:
         raise ConfigError(
-            f"algorithm={config.algorithm.name}: {cls.__name__} cannot act in {config.env.id}, whose "
-            f"actions are {env.action_space}. Choose from: {', '.join(fitting)}."
+            f"algorithm={name}: {config.env.id} has no method action_masks(), which says what can be done. "
+            "Write one, or choose algorithm=ppo."
+        )
+    if not acts(name):
+        others = filter(acts, choices("algorithm"))
+        raise ConfigError(
+            f"algorithm={name}: {cls.__name__} cannot act in {config.env.id}, whose "
+            f"actions are {env.action_space}. Choose from: {', '.join(others)}."
         )
     by_name = isinstance(env.observation_space, spaces.Dict)
-    policy = config.algorithm.policy
-    if by_name != (policy == "MultiInputPolicy"):
+    if by_name != policy.startswith("MultiInput"):
+        fitting = [other for other in cls.policy_aliases if by_name == other.startswith("MultiInput")]
+        remedy = f"For instance algorithm.policy={fitting[0]}" if fitting else "No policy of this algorithm can"
         raise ConfigError(
             f"algorithm.policy={policy}: it cannot see {config.env.id}, whose observations are "
-            f"{env.observation_space}. For instance "
-            f"algorithm.policy={'MultiInputPolicy' if by_name else 'MlpPolicy'}."
+            f"{env.observation_space}. {remedy}."
         )

@@ -28,7 +28,7 @@ STATE = "state.pkl"  # what SB3 leaves out
 
 #: What SB3 saves as well and resets when it loads or begins to learn. The last observations are not among
 #: them: SB3 keeps them in its zip, and puts them back where `load` does not force a reset.
-_KEPT = ("action_space", "action_noise")
+_KEPT = ("action_space", "action_noise", "_last_lstm_states")
 
 
 def capture(model: BaseAlgorithm, callbacks: Mapping[str, Any]) -> tuple[dict[str, bytes], str | None]:
@@ -80,7 +80,7 @@ class Snapshot:
                 io.BytesIO(self._read(MODEL)), env=env, device=fresh.device, force_reset=not self.exact
             )
         for name in _KEPT:  # version 0.1 kept the last observations there, too, which the zip holds
-            if (value := self._state["model"][name]) is not None:
+            if (value := self._state["model"].get(name)) is not None:
                 setattr(model, name, value)
         restore_replay(model, self._read, self._segments, self._state["replay_head"])
         normalizer = model.get_vec_normalize_env()
