@@ -191,10 +191,14 @@ def test_a_module_that_fails_is_named_with_its_error(
         (["env.id=../my_env:X-v0"], "are written my_module:MyEnv-v0"),
         (
             ["algorithm=sac", "env=pendulum", "algorithm.params.replay_buffer_class=HerReplayBuffer"],
-            "(HER) is not supp",
+            "there is no such replay buffer. Choose from: her",
         ),
-        (["algorithm=sac", "env=pendulum", "algorithm.params.replay_buffer_kwargs.n_sampled_goal=4"], "(HER) is not s"),
-        (["algorithm=her", "env=pendulum"], "Choose sac, td3, ddpg or dqn"),
+        (["algorithm=sac", "env=pendulum", "algorithm.params.replay_buffer_class=her"], "is no goal environment"),
+        (
+            ["algorithm=sac", "env=pendulum", "algorithm.params.replay_buffer_kwargs.n_sampled_goal=4"],
+            "Add algorithm.p",
+        ),
+        (["algorithm=her", "env=pendulum"], "Choose sac, td3, ddpg or dqn, with algorithm.params.replay_buffer_class="),
         (["env.kwargs.a=" + "[" * 500 + "]" * 500], "brackets are nested more than 30 deep"),
         (["experiment.seed=" + "9" * 5000], "a number has more digits than can be read"),
         (["algorithm.params.rollout_buffer_class=Mine"], "it takes a class, which no configuration can name"),

@@ -31,6 +31,10 @@ _NORMALIZED = ("env.normalize=true",)
 _THREE = ("env.n_envs=3",)
 _OU = ("algorithm.params.action_noise={type: ornstein_uhlenbeck, std: 0.3}",)
 _NORMAL = ("algorithm.params.action_noise={type: normal, std: 0.2}",)
+_GOALS = (
+    "env.id=space_envs:Goal-v0", "env.max_episode_steps=null", "algorithm.policy=MultiInputPolicy",
+    "algorithm.params.replay_buffer_class=her",
+)  # fmt: skip
 
 CASES: dict[str, tuple[str, ...]] = {
     "ppo": (),
@@ -87,6 +91,13 @@ CASES: dict[str, tuple[str, ...]] = {
     ),
     "crossq": ("algorithm=crossq", *_PENDULUM),
     "crossq 3 normalized": ("algorithm=crossq", *_PENDULUM, *_THREE, *_NORMALIZED),
+    "sac her": ("algorithm=sac", *_GOALS),
+    "sac 3 her normalized": ("algorithm=sac", *_GOALS, *_THREE, *_NORMALIZED, "algorithm.params.learning_starts=24"),
+    "ddpg her full buffer": ("algorithm=ddpg", *_GOALS, "algorithm.params.buffer_size=30"),
+    "dqn her final": (
+        "algorithm=dqn", *_GOALS, "env.kwargs={actions: Discrete}",
+        "algorithm.params.replay_buffer_kwargs={n_sampled_goal: 2, goal_selection_strategy: final}",
+    ),
     "maskable ppo": ("algorithm=maskable_ppo", "env.id=space_envs:Masked-v0"),
     "maskable ppo subproc": (
         "algorithm=maskable_ppo", "env.id=space_envs:Masked-v0", "env.n_envs=2", "env.vec_env=subproc",

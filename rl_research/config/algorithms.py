@@ -49,7 +49,7 @@ _Std = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 _Count = Annotated[int, Field(ge=1)]
 _Freq = _Count | tuple[_Count, Literal["step", "episode"]]
 _NOISES = {"normal": "NormalActionNoise", "ornstein_uhlenbeck": "OrnsteinUhlenbeckActionNoise"}
-_HER_ARGUMENTS = {"copy_info_dict", "goal_selection_strategy", "n_sampled_goal"}
+_HER_ARGUMENTS = {"goal_selection_strategy": ("episode", "final", "future"), "n_sampled_goal": None}
 _CLASSES = {
     "activation_fn": ("ELU", "GELU", "LeakyReLU", "Mish", "ReLU", "SiLU", "Softplus", "Tanh"),
     "optimizer_class": ("Adam", "AdamW", "RMSprop", "SGD"),
@@ -107,6 +107,7 @@ def check(name: str, policy: str, params: Mapping[str, Any]) -> None:
         known = set(accepted) - set(_ELSEWHERE)
         signatures.check_name(where, key, value, known, cls.__name__)
         _check_param(where, key, value, accepted[key])
+    _check_her(params)
     heads = ("pi", "vf") if is_on_policy(cls) else ("pi", "qf")
     _check_policy_kwargs(cls.policy_aliases[policy], params.get("policy_kwargs") or {}, heads)
 
@@ -174,9 +175,10 @@ def check_normalize(arguments: Mapping[str, Any]) -> None:
 
 
 def _check_param(where: str, key: str, value: Any, annotation: Any) -> None:
-    special = {"action_noise": _check_noise, "device": _check_device, "train_freq": _check_freq}
-    if "HerReplayBuffer" in str(value) or (key == "replay_buffer_kwargs" and _HER_ARGUMENTS & set(value or ())):
-        raise mistake(where, value, NO_HER)
+    special = {
+        "action_noise": _check_noise, "device": _check_device, "replay_buffer_class": _check_buffer,
+        "train_freq": _check_freq,
+    }  # fmt: skip
     if key in special:
         return special[key](where, value)
     if _takes_schedule(annotation) and (start := _linear_start(value)) is not None:
@@ -239,6 +241,25 @@ def _check_freq(where: str, value: Any) -> None:
         raise mistake(where, value, f"should be a whole number of steps from 1 on, {unit}")
 
 
+def _check_buffer(where: str, value: Any) -> None:
+    if value is not None:
+        check_choice(where, value, ["her"], "replay buffer")
+
+
+def _check_her(params: Mapping[str, Any]) -> None:
+    is_her, kwargs = params.get("replay_buffer_class") == "her", params.get("replay_buffer_kwargs") or {}
+    for key, value in kwargs.items():
+        where = f"algorithm.params.replay_buffer_kwargs.{key}"
+        if is_her:
+            signatures.check_name(where, key, value, {*_HER_ARGUMENTS, "handle_timeout_termination"}, "HerReplayBuffer")
+        elif key in _HER_ARGUMENTS:
+            raise mistake(where, value, "it is HER's. Add algorithm.params.replay_buffer_class=her.")
+        if choices := _HER_ARGUMENTS.get(key):
+            check_choice(where, value, choices, "strategy")
+        elif key == "n_sampled_goal":
+            signatures.check_value(where, key, value, int)
+
+
 def _check_policy_kwargs(policy: type, kwargs: Mapping[str, Any], heads: tuple[str, str]) -> None:
     accepted = signatures.accepted(policy.__init__, without=_POLICY_GIVEN)  # type: ignore[misc]  # only its signature is read
     for key, value in kwargs.items():
@@ -272,6 +293,10 @@ def constructor_arguments(params: Mapping[str, Any], action_space: spaces.Space[
     made = {key: _made(value) for key, value in params.items()}
     if noise := params.get("action_noise"):
         made["action_noise"] = _noise(noise, action_space, n_envs)
+    if made.get("replay_buffer_class") == "her":
+        from stable_baselines3 import HerReplayBuffer
+
+        made["replay_buffer_class"] = HerReplayBuffer
     if isinstance(made.get("train_freq"), list):
         made["train_freq"] = tuple(made["train_freq"])
     if kwargs := made.get("policy_kwargs"):

@@ -27,10 +27,7 @@ _REASONS = {
     "string_type": "should be a text",
     "tuple_type": "should be a list",
 }
-NO_HER = (
-    "hindsight replay (HER) is not supported: a checkpoint keeps single transitions exactly, and HER draws new goals "
-    "from whole episodes. Choose sac, td3, ddpg or dqn without it, and an environment whose reward is not sparse."
-)
+NO_HER = "it is a replay buffer. Choose sac, td3, ddpg or dqn, with algorithm.params.replay_buffer_class=her."
 Fields = dict[str, FieldInfo]
 
 

@@ -31,7 +31,7 @@ _RANGES: list[tuple[str, Callable[[float], bool], str]] = [
         "should be greater than 0",
     ),
     (
-        "cg_damping ent_coef learning_starts renorm_warmup_steps target_noise_clip target_policy_noise "
+        "cg_damping ent_coef learning_starts n_sampled_goal renorm_warmup_steps target_noise_clip target_policy_noise "
         "top_quantiles_to_drop_per_net vf_coef",
         lambda number: number >= 0,
         "should not be negative",

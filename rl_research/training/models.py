@@ -54,7 +54,7 @@ def build_for_evaluation(config: Config, env: VecEnv) -> BaseAlgorithm:
         params.pop("batch_size", None)
         params["n_steps"] = 2
     elif "buffer_size" in inspect.signature(cls.__init__).parameters:
-        params["buffer_size"] = env.num_envs
+        params.update(buffer_size=env.num_envs, replay_buffer_class=None, replay_buffer_kwargs=None)
     section = config.algorithm.model_copy(update={"params": params})
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # SB3 comments on rollout sizes nobody uses here
@@ -143,6 +143,8 @@ def _check_spaces(cls: type[BaseAlgorithm], config: Config, env: VecEnv) -> None
             f"algorithm={name}: {cls.__name__} cannot act in {config.env.id}, whose "
             f"actions are {env.action_space}. Choose from: {', '.join(others)}."
         )
+    if config.algorithm.params.get("replay_buffer_class") == "her":
+        _check_goals(config, env)
     by_name = isinstance(env.observation_space, spaces.Dict)
     if by_name != policy.startswith("MultiInput"):
         fitting = [other for other in cls.policy_aliases if by_name == other.startswith("MultiInput")]
@@ -150,4 +152,22 @@ def _check_spaces(cls: type[BaseAlgorithm], config: Config, env: VecEnv) -> None
         raise ConfigError(
             f"algorithm.policy={policy}: it cannot see {config.env.id}, whose observations are "
             f"{env.observation_space}. {remedy}."
+        )
+
+
+def _check_goals(config: Config, env: VecEnv) -> None:
+    """Refuse an environment without goals, and to learn while no episode has ended from which to take some."""
+    where = "algorithm.params.replay_buffer_class=her"
+    goal_keys = {"observation", "achieved_goal", "desired_goal"}
+    if set(getattr(env.observation_space, "spaces", ())) != goal_keys or not env.has_attr("compute_reward"):
+        raise ConfigError(
+            f"{where}: {config.env.id} is no goal environment. One observes a Dict of observation, achieved_goal and "
+            "desired_goal, and has a method compute_reward(achieved_goal, desired_goal, info)."
+        )
+    spec = env.get_attr("spec")[0]
+    longest = ((spec and spec.max_episode_steps) or 0) * env.num_envs
+    if config.algorithm.params.get("learning_starts", 100) < longest:
+        raise ConfigError(
+            f"{where}: it learns from whole episodes, and the first ends after {longest} steps. "
+            f"Set algorithm.params.learning_starts={longest} or more."
         )

@@ -9,16 +9,19 @@ from __future__ import annotations
 
 import io
 import re
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from stable_baselines3.her import HerReplayBuffer
 
 if TYPE_CHECKING:
     from stable_baselines3.common.base_class import BaseAlgorithm
     from stable_baselines3.common.buffers import ReplayBuffer
 
 _ARRAYS = ("observations", "next_observations", "actions", "rewards", "dones", "timeouts")
+_EPISODES = ("ep_start", "ep_length", "_current_ep_start")  # of HER: written when an episode ends, to its rows
 _SEGMENT = re.compile(r"rows-(\d{12})-(\d{12})")
 _SEGMENT_BYTES = 64 << 20  # bounds what capturing needs in memory
 
@@ -75,10 +78,23 @@ def head_row(model: BaseAlgorithm) -> dict[str, Any]:
     return {key: array[buffer.pos].copy() for key, array in _arrays(buffer)}
 
 
+def episodes(model: BaseAlgorithm) -> bytes | None:
+    """Return which rows are an episode in a buffer of `HerReplayBuffer`, as an ``npz``; None in any other."""
+    buffer, out = buffer_of(model), io.BytesIO()
+    if not isinstance(buffer, HerReplayBuffer):
+        return None
+    np.savez_compressed(out, **{name: getattr(buffer, name) for name in _EPISODES})
+    return out.getvalue()
+
+
 def restore_replay(
-    model: BaseAlgorithm, read: Callable[[str], bytes], segments: Sequence[str], head: Mapping[str, Any]
+    model: BaseAlgorithm,
+    read: Callable[[str], bytes],
+    segments: Sequence[str],
+    head: Mapping[str, Any],
+    episodes: bytes | None = None,
 ) -> None:
-    """Put back the rows of *segments*, oldest first, and the *head* row."""
+    """Put back the rows of *segments*, oldest first, the *head* row and the *episodes*."""
     buffer = buffer_of(model)
     if buffer is None or not segments:
         return
@@ -94,12 +110,19 @@ def restore_replay(
     buffer.pos, buffer.full = added % buffer.buffer_size, added >= buffer.buffer_size
     for key, row in head.items():
         arrays[key][buffer.pos] = row
+    if episodes is not None:
+        vars(buffer).update(np.load(io.BytesIO(episodes), allow_pickle=False))
 
 
 def truncate_last_row(model: BaseAlgorithm) -> None:
     """Mark the newest transition as the end of a truncated episode, for it has no successor."""
     buffer = buffer_of(model)
     if buffer is None or not (buffer.pos or buffer.full):
+        return
+    if isinstance(buffer, HerReplayBuffer):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # which says that this truncates
+            buffer.truncate_last_trajectory()
         return
     buffer.dones[buffer.pos - 1] = 1.0
     if buffer.handle_timeout_termination:

@@ -18,7 +18,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 
 from rl_research.tracking import MODEL, STATISTICS, policy_files, restore_statistics
 from rl_research.training.randomness import random_state, restore_random_state
-from rl_research.training.replay_buffer import head_row, restore_replay, truncate_last_row
+from rl_research.training.replay_buffer import episodes, head_row, restore_replay, truncate_last_row
 
 if TYPE_CHECKING:
     from stable_baselines3.common.base_class import BaseAlgorithm
@@ -48,6 +48,7 @@ def capture(model: BaseAlgorithm, callbacks: Mapping[str, Any]) -> tuple[dict[st
         "normalizer": _attributes(model.get_vec_normalize_env(), "returns", "old_reward", "old_obs"),
         "callbacks": dict(callbacks),
         "replay_head": head_row(model),
+        "replay_episodes": episodes(model),
     }
     return {**policy_files(model), STATE: pickle.dumps(state)}, reason
 
@@ -82,7 +83,8 @@ class Snapshot:
         for name in _KEPT:  # version 0.1 kept the last observations there, too, which the zip holds
             if (value := self._state["model"].get(name)) is not None:
                 setattr(model, name, value)
-        restore_replay(model, self._read, self._segments, self._state["replay_head"])
+        kept = (self._state["replay_head"], self._state.get("replay_episodes"))
+        restore_replay(model, self._read, self._segments, *kept)
         normalizer = model.get_vec_normalize_env()
         if normalizer is not None:
             restore_statistics(normalizer, self._read(STATISTICS))
