@@ -117,7 +117,7 @@ class Manifest(_Record):
     parent: str | None = Field(None, description="folder of the checkpoint before")
     resumed_from: str | None = Field(None, description="folder of the one that this segment goes on from")
     resume_mode: str | None = Field(None, description="exact or boundary")
-    resume_reason: str | None = Field(None, description="why not exact")
+    resume_reason: str | None = Field(None, description="why not exact, and what starts anew")
 
     def to_json(self) -> bytes:
         """Return the manifest as it is stored."""

@@ -32,7 +32,11 @@ in_runs_dir = click.option(
     "--runs-dir", default="runs", show_default=True, help="Folder in which a run_id is looked for."
 )
 trust_env = click.option(
-    "--trust-env", is_flag=True, help="Import the module of an environment such as my_module:MyEnv-v0."
+    "--trust-plugins",
+    "--trust-env",
+    "trust_env",
+    is_flag=True,
+    help="Import its plugins, and the module of an environment such as my_module:MyEnv-v0.",
 )
 
 

@@ -1,8 +1,11 @@
+from . import register as register
 from .algorithms import (
     algorithm_class as algorithm_class,
+    base_of as base_of,
     constructor_arguments as constructor_arguments,
     is_on_policy as is_on_policy,
     takes_masks as takes_masks,
+    policies as policies,
 )
 from .composition import RUN_DIR as RUN_DIR, plain as plain
 from .experiment import (
@@ -28,6 +31,13 @@ from .literal_secrets import (
 )
 from .messages import did_you_mean as did_you_mean, spelt as spelt
 from .overrides import quoted as quoted
+from .parts import made as made
+from .plugins import (
+    code_of as code_of,
+    import_module as import_module,
+    load_plugins as load_plugins,
+    plugins_of_launcher as plugins_of_launcher,
+)
 from .schema import (
     CheckpointSettings as CheckpointSettings,
     Config as Config,

@@ -7,7 +7,6 @@ tables, so a configuration can never name code to run.
 from __future__ import annotations
 
 import importlib
-import inspect
 import math
 import re
 from collections.abc import Mapping
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
-from rl_research.config import signatures
+from rl_research.config import parts, register, signatures
 from rl_research.config.frozen import thaw
 from rl_research.config.messages import NO_HER, check_choice, did_you_mean, members, mistake
 from rl_research.errors import ConfigError
@@ -51,9 +50,12 @@ _Freq = _Count | tuple[_Count, Literal["step", "episode"]]
 _NOISES = {"normal": "NormalActionNoise", "ornstein_uhlenbeck": "OrnsteinUhlenbeckActionNoise"}
 _HER_ARGUMENTS = {"goal_selection_strategy": ("episode", "final", "future"), "n_sampled_goal": None}
 _CLASSES = {
-    "activation_fn": ("ELU", "GELU", "LeakyReLU", "Mish", "ReLU", "SiLU", "Softplus", "Tanh"),
-    "optimizer_class": ("Adam", "AdamW", "RMSprop", "SGD"),
+    "activation_fn": register.activation,
+    "features_extractor_class": register.features_extractor,
+    "optimizer_class": register.optimizer,
 }
+#: What `models.build` and SB3's `load` give every algorithm.
+_GIVEN = ("policy", "env", "seed", "verbose", "device", "_init_setup_model")
 
 
 def names() -> list[str]:
@@ -65,7 +67,9 @@ def algorithm_class(name: str) -> type[BaseAlgorithm]:
     """Return the class called *name*; `ConfigError` if there is none or its package is not installed."""
     if name.lower() == "her":
         raise mistake("algorithm.name", name, NO_HER)
-    check_choice("algorithm.name", name, names(), "algorithm")
+    if (own := register.algorithm.registered.get(name)) is not None:
+        return own  # type: ignore[return-value]  # its base was asked for when it was registered
+    check_choice("algorithm.name", name, [*names(), *register.algorithm.registered], "algorithm")
     package, class_name = _ALGORITHMS[name]
     try:
         module = importlib.import_module(package)
@@ -89,7 +93,21 @@ def is_on_policy(cls: type[BaseAlgorithm]) -> bool:
 
 def takes_masks(cls: type[BaseAlgorithm]) -> bool:
     """Return whether *cls* heeds the environment's ``action_masks()``."""
-    return "action_masks" in inspect.signature(cls.predict).parameters
+    return "action_masks" in signatures.parameters(cls.predict)
+
+
+def base_of(name: str) -> str:
+    """Return which of our algorithms a plugin's, called *name*, derives from; *name* itself if none, or ours."""
+    if name not in register.algorithm.registered:
+        return name
+    ours = {place: ours for ours, place in _ALGORITHMS.items()}
+    places = ((k.__module__.partition(".")[0], k.__name__) for k in algorithm_class(name).__mro__)
+    return next((ours[place] for place in places if place in ours), name)
+
+
+def policies(name: str) -> dict[str, Any]:
+    """Return the classes of policies that the algorithm *name* can be given, by their names."""
+    return {**algorithm_class(name).policy_aliases, **register.policy.registered}
 
 
 # ---------------------------------------------------------------- checks
@@ -98,8 +116,13 @@ def takes_masks(cls: type[BaseAlgorithm]) -> bool:
 def check(name: str, policy: str, params: Mapping[str, Any]) -> None:
     """Raise `ConfigError` for the first thing the constructor of *name* would not take."""
     cls = algorithm_class(name)
-    check_choice("algorithm.policy", policy, cls.policy_aliases, f"policy of {cls.__name__}")
-    accepted = signatures.accepted(cls.__init__)
+    check_choice("algorithm.policy", policy, policies(name), f"policy of {cls.__name__}")
+    accepted = signatures.accepted(cls)
+    if missing := sorted(set(_GIVEN) - set(accepted)):
+        reason = (
+            f"{cls.__name__} takes no argument {', '.join(missing)}. Let it take **kwargs and pass them to its base."
+        )
+        raise mistake("algorithm.name", name, reason)
     for key, value in params.items():
         where = f"algorithm.params.{key}"
         if key in _ELSEWHERE:
@@ -109,13 +132,13 @@ def check(name: str, policy: str, params: Mapping[str, Any]) -> None:
         _check_param(where, key, value, accepted[key])
     _check_her(params)
     heads = ("pi", "vf") if is_on_policy(cls) else ("pi", "qf")
-    _check_policy_kwargs(cls.policy_aliases[policy], params.get("policy_kwargs") or {}, heads)
+    _check_policy_kwargs(policies(name)[policy], params.get("policy_kwargs") or {}, heads)
 
 
 def check_batch(name: str, params: Mapping[str, Any], n_envs: int) -> None:
     """Raise `ConfigError` if what is collected and what is learned from do not fit together."""
     cls = algorithm_class(name)
-    defaults = inspect.signature(cls.__init__).parameters
+    defaults = signatures.parameters(cls)
     keys = ("batch_size", "buffer_size", "n_steps", "normalize_advantage", "train_freq")
     given = {key: params.get(key, defaults[key].default) for key in keys if key in defaults}
     if is_on_policy(cls):
@@ -167,7 +190,7 @@ def check_normalize(arguments: Mapping[str, Any]) -> None:
     """Raise `ConfigError` for the first of *arguments* that VecNormalize would not take."""
     from stable_baselines3.common.vec_env import VecNormalize
 
-    accepted = signatures.accepted(VecNormalize.__init__, without=["venv"])
+    accepted = signatures.accepted(VecNormalize, without=["venv"])
     for key, value in arguments.items():
         where = f"env.normalize.{key}"
         signatures.check_name(where, key, value, accepted, "VecNormalize")
@@ -190,12 +213,18 @@ def _check_param(where: str, key: str, value: Any, annotation: Any) -> None:
             raise mistake(where, value, "should be a number, 'auto' or 'auto_0.1'.")
     elif key == "target_entropy" and isinstance(value, str) and value != "auto":
         raise mistake(where, value, "should be a number or 'auto'.")
+    if _takes_schedule(annotation) and _is_own_schedule(value):
+        return parts.check(where, register.schedule, value)
     hint = ", or lin_0.001 for a linear schedule" if _takes_schedule(annotation) else ""
     return signatures.check_value(where, key, value, annotation, hint)
 
 
 def _takes_schedule(annotation: Any) -> bool:
     return any("Callable" in repr(member) for member in members(annotation))
+
+
+def _is_own_schedule(value: Any) -> bool:
+    return isinstance(value, Mapping) or (isinstance(value, str) and bool(register.schedule.registered))
 
 
 def _linear_start(value: Any) -> float | None:
@@ -261,7 +290,7 @@ def _check_her(params: Mapping[str, Any]) -> None:
 
 
 def _check_policy_kwargs(policy: type, kwargs: Mapping[str, Any], heads: tuple[str, str]) -> None:
-    accepted = signatures.accepted(policy.__init__, without=_POLICY_GIVEN)  # type: ignore[misc]  # only its signature is read
+    accepted = signatures.accepted(policy, without=_POLICY_GIVEN)
     for key, value in kwargs.items():
         where = f"algorithm.params.policy_kwargs.{key}"
         if key in _POLICY_ELSEWHERE and key in accepted:
@@ -269,11 +298,16 @@ def _check_policy_kwargs(policy: type, kwargs: Mapping[str, Any], heads: tuple[s
         known = set(accepted) - set(_POLICY_ELSEWHERE)
         signatures.check_name(where, key, value, known, policy.__name__)
         if key in _CLASSES:
-            check_choice(where, value, _CLASSES[key], "class")
+            _CLASSES[key].find(where, value)
             continue
         signatures.check_value(where, key, value, accepted[key])
         if key == "net_arch":
             _check_net_arch(where, value, heads)
+    if extractor := kwargs.get("features_extractor_class"):
+        given = kwargs.get("features_extractor_kwargs") or {}
+        where = "algorithm.params.policy_kwargs.features_extractor"
+        taken = list(signatures.parameters(_CLASSES["features_extractor_class"].find(where, extractor)).values())
+        signatures.check_arguments(f"{where}_kwargs", taken[1:], given, extractor)
 
 
 def _check_net_arch(where: str, value: Any, heads: tuple[str, str]) -> None:
@@ -290,7 +324,7 @@ def _check_net_arch(where: str, value: Any, heads: tuple[str, str]) -> None:
 
 def constructor_arguments(params: Mapping[str, Any], action_space: spaces.Space[Any], n_envs: int) -> dict[str, Any]:
     """Return *params* as the constructor takes them: schedules, noises, classes and tuples made."""
-    made = {key: _made(value) for key, value in params.items()}
+    made = {key: _made(key, value) for key, value in params.items()}
     if noise := params.get("action_noise"):
         made["action_noise"] = _noise(noise, action_space, n_envs)
     if made.get("replay_buffer_class") == "her":
@@ -304,9 +338,12 @@ def constructor_arguments(params: Mapping[str, Any], action_space: spaces.Space[
     return made
 
 
-def _made(value: Any) -> Any:
+def _made(key: str, value: Any) -> Any:
     start = _linear_start(value)
     if start is None:
+        own = isinstance(value, str | Mapping) and set([value] if isinstance(value, str) else value)
+        if key != "policy_kwargs" and own and own <= set(register.schedule.registered):
+            return parts.made(f"algorithm.params.{key}", register.schedule, value)
         return thaw(value)
     from stable_baselines3.common.utils import LinearSchedule
 
@@ -325,7 +362,5 @@ def _noise(value: Mapping[str, Any], action_space: spaces.Space[Any], n_envs: in
 
 
 def _policy_kwargs(kwargs: dict[str, Any]) -> dict[str, Any]:
-    import torch
-
-    homes = {"activation_fn": torch.nn, "optimizer_class": torch.optim}
-    return {key: getattr(homes[key], value) if key in homes else value for key, value in kwargs.items()}
+    where = "algorithm.params.policy_kwargs"
+    return {k: _CLASSES[k].find(f"{where}.{k}", v) if k in _CLASSES else v for k, v in kwargs.items()}

@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 
+from rl_research.config import register
+from rl_research.config.algorithms import base_of
 from rl_research.config.folders import CONFIG_DIR, CONFIG_DIRS, choices, config_dirs, groups
 from rl_research.config.messages import did_you_mean, mistake, shown, spelt
-from rl_research.config.overrides import SEARCHPATH, as_lines, parse
+from rl_research.config.overrides import SEARCHPATH, as_lines, parse, parsed
 from rl_research.errors import ConfigError, in_a_line
 from rl_research.system import expanded
 
@@ -47,7 +49,13 @@ def compose(overrides: Iterable[str] = (), verbatim: Collection[str] = ()) -> di
 
     lines = as_lines(overrides)
     own = config_dirs(lines)
-    selected, changes = parse(lines, {group: choices(group, own) for group in groups(own)})
+    known = {group: choices(group, own) for group in groups(own)}
+    plugged = [name for name in register.algorithm.registered if name not in known["algorithm"]]
+    selected, changes = parse(lines, {**known, "algorithm": [*known["algorithm"], *plugged]})
+    if (name := selected.get("algorithm", "").partition("=")[2]) in plugged:
+        base = base_of(name)  # whose file has the settings that it begins with
+        selected["algorithm"] = f"algorithm={base if base in known['algorithm'] else 'ppo'}"
+        changes.insert(0, parsed(f"algorithm.name={name}"))
     changes = [change for change in changes if change.key_or_group != CONFIG_DIRS or change.is_delete()]
     for group in set(groups(own)).difference(groups()) & set(selected):
         selected[group] = f"+{selected[group]}"  # config.yaml has no such group, so Hydra is told to add it
@@ -186,7 +194,7 @@ def _compare_with_experiment(
     of PPO's rollouts and the depth of SAC's returns.
     """
     algorithm, its = values.get("algorithm", {}).get("name"), pure["algorithm"]["name"]
-    if algorithm not in (None, its):
+    if algorithm not in (None, its) and base_of(algorithm) != its:
         raise ConfigError(
             f"algorithm={spelt(algorithm)}: experiment={chosen['experiment']} holds settings of "
             f"{its}, which would mean something else. Start without the experiment: "
@@ -199,7 +207,7 @@ def _compare_with_experiment(
 
 def _trained(values: Mapping[str, Any]) -> tuple[Any, ...]:
     budget = values["experiment"].get("total_timesteps")
-    return values.get("algorithm"), values.get("env"), budget
+    return values.get("algorithm"), values.get("env"), values.get("callbacks"), budget
 
 
 def _omegaconf_line(error: OmegaConfBaseException, config: DictConfig) -> str:

@@ -9,7 +9,7 @@ that the rest of the code hands on, and `load_config` to its frozen `Config` alo
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from rl_research.config import algorithms, composition
+from rl_research.config import algorithms, composition, parts, plugins, register
 from rl_research.config.messages import fields_of, members
 from rl_research.config.overrides import as_lines
 from rl_research.config.schema import Config, StorageSettings, validated
@@ -57,16 +57,29 @@ def compose_config(overrides: Iterable[str] = ()) -> Config:
     """Do the same without asking the algorithm, so that Stable-Baselines3 is not imported."""
     fields = fields_of(Config).items()
     texts = {path for path, field in fields if str in members(field.annotation)}
-    return validated(Config, composition.compose(overrides, verbatim=texts))
+    lines = as_lines(overrides)
+    plugins.load_plugins(plugins.in_overrides(lines))  # the algorithm that is chosen may be one of theirs
+    config = validated(Config, composition.compose(lines, verbatim=texts))
+    plugins.load_plugins(config.plugins)
+    named = tuple(dict.fromkeys((*plugins.of_variable(), *config.plugins)))
+    return config.model_copy(update={"plugins": named})
 
 
 def check_algorithm(config: Config) -> None:
-    """Raise `ConfigError` for what only the signatures of the algorithm and of VecNormalize refuse."""
+    """Raise `ConfigError` for what only the signatures of the algorithm, of VecNormalize and of named parts refuse."""
     name, params, n_envs = config.algorithm.name, config.algorithm.params, config.env.n_envs
     algorithms.check(name, config.algorithm.policy, params)
     algorithms.check_batch(name, params, n_envs)
     if isinstance(config.env.normalize, dict):
         algorithms.check_normalize(config.env.normalize)
+    for where, kind, named, given in (
+        ("env.wrappers", register.wrapper, config.env.wrappers, 1),
+        ("env.vec_wrappers", register.vec_wrapper, config.env.vec_wrappers, 1),
+        ("callbacks", register.callback, config.callbacks, 0),
+        ("sinks", register.sink, config.sinks, 0),
+    ):
+        for part in named:
+            parts.check(where, kind, part, given)
 
 
 def load_storage(overrides: Iterable[str]) -> StorageSettings:

@@ -21,6 +21,7 @@ from pydantic_core import PydanticCustomError
 from rl_research.config import messages
 from rl_research.config.composition import RUN_DIR
 from rl_research.config.frozen import FrozenDict, freeze
+from rl_research.config.parts import Parts
 from rl_research.errors import ConfigError
 from rl_research.system import expanded
 
@@ -93,6 +94,12 @@ class EnvSettings(Section):
     max_episode_steps: Count | None = Field(None, description="truncate episodes after", examples=[500])
     vec_env: Literal["dummy", "subproc"] = Field("dummy", description="one process or many")
     kwargs: Arguments = Field(default_factory=FrozenDict, description="arguments of gymnasium.make")
+    wrappers: Parts = Field(
+        (), description="wrappers, the first innermost", examples=["[{FrameStackObservation: {stack_size: 4}}]"]
+    )
+    vec_wrappers: Parts = Field(
+        (), description="wrappers of all copies together", examples=["[{VecFrameStack: {n_stack: 4}}]"]
+    )
     check: bool = Field(True, description="play a few steps before anything is written")
     restarts: Steps = Field(0, description="times that a run goes on after an environment has failed")
 
@@ -190,6 +197,11 @@ class Config(Section):
     checkpoint: CheckpointSettings = Field(default_factory=CheckpointSettings)
     video: VideoSettings = Field(default_factory=VideoSettings)
     storage: StorageSettings = Field(default_factory=StorageSettings)
+    plugins: Annotated[tuple[str, ...], BeforeValidator(lambda v: [v] if isinstance(v, str) else v)] = Field(
+        (), description="modules that register names", examples=["[my_lab.extras]"]
+    )
+    callbacks: Parts = Field((), description="callbacks that plugins bring", examples=["[{my_callback: {freq: 1000}}]"])
+    sinks: Parts = Field((), description="what gets each row of metrics besides W&B", examples=["[my_sink]"])
     resume: Literal["auto", "never"] = Field(
         "auto", description="auto: go on where the run stopped; never: start it afresh"
     )

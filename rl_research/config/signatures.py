@@ -8,12 +8,13 @@ import inspect
 import json
 import types
 import typing
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from rl_research.config.messages import did_you_mean, members, mistake
+from rl_research.errors import ConfigError
 
 _RANGES: list[tuple[str, Callable[[float], bool], str]] = [
     (
@@ -46,14 +47,38 @@ _FRIENDLY = {
 }  # fmt: skip
 
 
+def parameters(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    """Return what *function* takes by name, what is positional first.
+
+    A class whose constructor takes ``**kwargs`` also takes what the constructor of its base does.
+    """
+    found: dict[str, inspect.Parameter] = {}
+    for one, skipped in _constructors(function):
+        here = list(_signature(one).parameters.values())[skipped:]
+        named = [p for p in here if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+        found = {p.name: p for p in named} | found
+        if all(p.kind != p.VAR_KEYWORD for p in here):
+            break
+    return dict(sorted(found.items(), key=lambda item: item[1].kind))
+
+
 def accepted(function: Callable[..., Any], without: Iterable[str] = ()) -> dict[str, Any]:
     """Return the annotation of each argument that *function* takes by name."""
-    left_out = {"self", "args", "kwargs", *without}
-    return {
-        key: Any if isinstance(parameter.annotation, str) else parameter.annotation
-        for key, parameter in inspect.signature(function).parameters.items()
-        if key not in left_out
-    }
+    return {key: _annotation(one) for key, one in parameters(function).items() if key not in without}
+
+
+def check_arguments(where: str, taken: Sequence[inspect.Parameter], given: Mapping[str, Any], owner: str) -> None:
+    """Raise `ConfigError` unless *owner*, which takes the parameters *taken*, can be called with *given*."""
+    known = {parameter.name: parameter for parameter in taken}
+    for key, value in given.items():
+        check_name(f"{where}.{key}", key, value, known, owner)
+        check_value(f"{where}.{key}", key, value, _annotation(known[key]))
+    missing = [p.name for p in taken if p.default is p.empty and p.name not in given]
+    if missing:
+        example = ", ".join(f"{name}: VALUE" for name in missing)
+        raise ConfigError(
+            f"{where}: {owner} needs {' and '.join(missing)}. Write {{{where.rpartition('.')[2]}: {{{example}}}}}."
+        )
 
 
 def check_name(where: str, key: str, value: Any, known: Iterable[str], owner: str) -> None:
@@ -98,6 +123,25 @@ def check_range(where: str, key: str, number: Any, value: Any) -> None:
         fits, reason = _RANGE_OF[key]
         if not fits(number):
             raise mistake(where, value, f"{reason}.")
+
+
+def _constructors(function: Callable[..., Any]) -> list[tuple[Callable[..., Any], int]]:
+    """Return what is called for *function*, innermost last, each with the number of parameters that are not named."""
+    if not isinstance(function, type):
+        return [(function, 0)]
+    return [(vars(k)["__init__"], 1) for k in function.__mro__ if "__init__" in vars(k) and k is not object]
+
+
+def _signature(function: Callable[..., Any]) -> inspect.Signature:
+    try:
+        return inspect.signature(function, eval_str=True)
+    except Exception:  # noqa: BLE001  # a name in quotes that is imported for type checkers alone
+        return inspect.signature(function)
+
+
+def _annotation(parameter: inspect.Parameter) -> Any:
+    unknown = isinstance(parameter.annotation, str) or parameter.annotation is parameter.empty
+    return Any if unknown else parameter.annotation
 
 
 def _plain_kinds(annotation: Any) -> list[Any]:

@@ -90,7 +90,7 @@ def _differences(old: Any, new: Any, path: str) -> Iterator[tuple[str, Any, Any]
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         for key in sorted({*old, *new}):
             yield from _differences(old.get(key), new.get(key), f"{path}.{key}")
-    elif old != new:
+    elif ([] if old is None else old) != ([] if new is None else new):  # an older version had no such list
         yield path, old, new
 
 

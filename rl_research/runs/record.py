@@ -109,6 +109,7 @@ class RunRecord(_Stored):
     segments: list[SegmentRecord] = Field(default_factory=list)
     resume: list[dict[str, Any]] = Field(default_factory=list)
     versions: dict[str, Any] = Field(default_factory=dict)
+    code: dict[str, str] = Field(default_factory=dict)  # SHA-256 of the files of plugins and environments, by module
     git: dict[str, Any] = Field(default_factory=dict)
     started_at: str | None = None
     finished_at: str | None = None

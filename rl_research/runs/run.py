@@ -12,7 +12,7 @@ from typing import IO, Any
 
 from rl_research import checkpoints
 from rl_research.checkpoints import Checkpoint
-from rl_research.config import Config, Experiment
+from rl_research.config import Config, Experiment, code_of
 from rl_research.errors import ConfigError, Interrupted, StorageError, in_a_line
 from rl_research.runs.description import check_same_experiment, described, write_description
 from rl_research.runs.lease import LEASE, leased_folder, leased_store
@@ -100,6 +100,9 @@ class Run:
         trained = (record.global_step or 0) >= config.experiment.total_timesteps
         published = config.experiment.published
         record.begin_segment(flow.get("flow_run_id"), config.experiment.total_timesteps)
+        code = code_of([*config.plugins, *config.env.id.split(":")[:-1]])
+        if changed := sorted(name for name in code.keys() & record.code.keys() if code[name] != record.code[name]):
+            _log.warning("%s has changed since this run began; it goes on with the new code", ", ".join(changed))
         self.save(
             run_id=config.run_id,
             run_dir=str(self.dir),
@@ -115,6 +118,7 @@ class Run:
             flow_run_id=flow.get("flow_run_id"),
             flow_run_url=flow.get("ui_url"),
             versions=package_versions(),
+            code=code,
             git=git_state(),
             started_at=record.started_at or utc_now(),
             finished_at=None,

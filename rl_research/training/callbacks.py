@@ -163,6 +163,7 @@ class CheckpointCallback(_Periodic):
         self.extra_files = extra_files
         self.save_now = save_now
         self.on_commit = on_commit
+        self.remark: str | None = None  # what a resume from here will not continue
         self.newest: checkpoints.Checkpoint | None = None  # whose replay segments the next one shares
 
     def _on_rollout_start(self) -> None:
@@ -181,7 +182,8 @@ class CheckpointCallback(_Periodic):
         files, reason = snapshot.capture(self.model, self.extra_state())
         if not self.save_vecnormalize:
             files.pop(NORMALIZER, None)
-        mode = {"resume_mode": "boundary", "resume_reason": reason} if reason else {"resume_mode": "exact"}
+        reasons = "; ".join(filter(None, [reason, self.remark]))
+        mode = {"resume_mode": "boundary" if reason else "exact", **({"resume_reason": reasons} if reasons else {})}
         facts = {"name": self.name_prefix, **mode, **self.facts()}
         before = () if self.newest is None else self.newest.segments
         reused = replay_buffer.segments_to_reuse(self.model, before)

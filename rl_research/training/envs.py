@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import copyreg
-import importlib
 import io
 import os
 import pickle
-import sys
-from contextlib import suppress
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
 
-from rl_research.config import Config, did_you_mean, spelt
+from rl_research.config import Config, did_you_mean, import_module, load_plugins, made, register, spelt
 from rl_research.errors import CannotRender, ConfigError
 from rl_research.training.env_wrappers import InWorker, Reporting, close, failure
 
@@ -167,10 +163,14 @@ def film_env(config: Config, seed: int) -> VecEnv:
 
 def _make(config: Config, **more: Any) -> gym.Env[Any, Any]:
     """Make one copy, the same for whatever it is used."""
+    load_plugins(config.plugins)  # a worker process has not imported them
     import_module_of(config)
     limit = config.env.max_episode_steps
     bounds = {} if limit is None else {"max_episode_steps": limit}
-    return gym.make(config.env.id, **{**config.env.kwargs, **bounds, **more})
+    env = gym.make(config.env.id, **{**config.env.kwargs, **bounds, **more})
+    for part in config.env.wrappers:
+        env = made("env.wrappers", register.wrapper, part, env)
+    return env
 
 
 def import_module_of(config: Config) -> None:
@@ -185,18 +185,11 @@ def import_module_of(config: Config) -> None:
         return
     if not (all(name.split(".")) and name.isprintable()):
         raise ConfigError(f"env.id={spelt(env_id)}: a module and an environment are written my_module:MyEnv-v0.")
-    with suppress(OSError):  # the current folder has been removed
-        if (here := str(Path.cwd())) not in sys.path:
-            sys.path.insert(0, here)
-    importlib.invalidate_caches()  # it may have been written a moment ago
     try:
-        importlib.import_module(name)
+        import_module(f"env.id={env_id}", name)
+    except ConfigError:
+        raise
     except (Exception, SystemExit) as error:  # noqa: BLE001  # whatever the module does when it is imported
-        if isinstance(error, ModuleNotFoundError) and f"{name}.".startswith(f"{error.name}."):
-            raise ConfigError(
-                f"env.id={env_id}: there is no module {error.name} in the current folder or among the installed ones. "
-                "Start in the folder that it lies in, or name that in PYTHONPATH."
-            ) from None
         failed = failure(f"env.id={env_id}: importing {name}", error)
         if isinstance(error, OSError | ImportError | SyntaxError | SystemExit):  # no bug: the line says it all
             own = None if isinstance(error, SyntaxError) else error.__traceback__
@@ -206,13 +199,15 @@ def import_module_of(config: Config) -> None:
 
 
 def _wrapped(config: Config, venv: VecEnv, *, training: bool) -> VecEnv:
-    """Wrap *venv* as all are wrapped: images channels-first, and normalised if the config says so.
+    """Wrap *venv* as all are wrapped: as the config names, images channels-first, and normalised if it says so.
 
     SB3 adds a VecTransposeImage to training's alone, and outside of VecNormalize, so that the two differ. A
     VecNormalize that does not train is frozen and leaves rewards unscaled.
     """
     from stable_baselines3.common.vec_env import VecNormalize, VecTransposeImage
 
+    for part in config.env.vec_wrappers:
+        venv = made("env.vec_wrappers", register.vec_wrapper, part, venv)
     if _has_images_to_transpose(venv.observation_space):
         venv = VecTransposeImage(venv)
     if config.env.normalize is False:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rl_research.checkpoints import Checkpoint, Scores
-from rl_research.config import Config, check_algorithm, takes_masks
+from rl_research.config import Config, check_algorithm, load_plugins, plugins_of_launcher, takes_masks
 from rl_research.errors import CannotRender, CheckpointDamaged, ConfigError, Interrupted, RLResearchError, in_a_line
 from rl_research.tracking import MODEL, STATISTICS, restore_statistics, video_frames
 from rl_research.training import envs, models
@@ -187,7 +187,8 @@ def loaded_policy(checkpoint: Checkpoint, config: Config) -> Iterator[BaseAlgori
 def config_of(checkpoint: Checkpoint, *, trust_env: bool = False) -> Config:
     """Return the configuration in *checkpoint*'s manifest, for whatever device there is.
 
-    An id such as ``my_module:MyEnv-v0`` imports ``my_module``: without *trust_env* it is refused. Raises
+    An id such as ``my_module:MyEnv-v0`` imports ``my_module``, and its plugins are modules, too: without
+    *trust_env* they are refused, but for plugins that who launches the program has named. Raises
     `CheckpointDamaged` if the configuration cannot be read, `ConfigError` if it cannot be used.
     """
     try:
@@ -201,6 +202,13 @@ def config_of(checkpoint: Checkpoint, *, trust_env: bool = False) -> Config:
             f"{checkpoint.address}: its environment {config.env.id} would import the module {module}. "
             "If that module is yours, say so with --trust-env."
         )
+    foreign = [name for name in config.plugins if name not in plugins_of_launcher()]
+    if foreign and not trust_env:
+        raise ConfigError(
+            f"{checkpoint.address}: it needs the plugins {', '.join(foreign)}, which would be imported. "
+            "If they are yours, say so with --trust-plugins."
+        )
+    load_plugins(config.plugins)
     check_algorithm(config)
     close(envs.check_env(config))
     return config

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
 import io
 import warnings
 import zipfile
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from rl_research.config import Config, algorithm_class, choices, constructor_arguments, is_on_policy, takes_masks
+from rl_research.config import (
+    Config,
+    algorithm_class,
+    base_of,
+    choices,
+    constructor_arguments,
+    is_on_policy,
+    policies,
+    register,
+    takes_masks,
+)
 from rl_research.errors import CheckpointDamaged, ConfigError
 
 if TYPE_CHECKING:
@@ -37,8 +46,11 @@ def build(config: Config, env: VecEnv) -> BaseAlgorithm:
         from rl_research.training.ars import ARS as cls  # noqa: N811  # under the name of what it replaces
     arguments = constructor_arguments(config.algorithm.params, env.action_space, env.num_envs)
     _check_spaces(cls, config, env)
+    policy = config.algorithm.policy
+    if policy in register.policy.registered:
+        policy = policies(config.algorithm.name)[policy]
     try:
-        return cls(config.algorithm.policy, env, seed=config.experiment.seed, verbose=0, **arguments)
+        return cls(policy, env, seed=config.experiment.seed, verbose=0, **arguments)
     except (AssertionError, AttributeError, TypeError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ConfigError(
@@ -48,12 +60,14 @@ def build(config: Config, env: VecEnv) -> BaseAlgorithm:
 
 def build_for_evaluation(config: Config, env: VecEnv) -> BaseAlgorithm:
     """Return what `build` returns, without the memory that only training needs."""
+    from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+
     params = dict(config.algorithm.params)
     cls = algorithm_class(config.algorithm.name)
     if is_on_policy(cls):
         params.pop("batch_size", None)
         params["n_steps"] = 2
-    elif "buffer_size" in inspect.signature(cls.__init__).parameters:
+    elif issubclass(cls, OffPolicyAlgorithm):
         params.update(buffer_size=env.num_envs, replay_buffer_class=None, replay_buffer_kwargs=None)
     section = config.algorithm.model_copy(update={"params": params})
     with warnings.catch_warnings():
@@ -119,6 +133,8 @@ def _beside_policy(model: BaseAlgorithm) -> dict[str, torch.Tensor]:
     import torch
 
     tensors = {name: value for name, value in vars(model).items() if isinstance(value, torch.Tensor)}
+    if type(model) in register.algorithm.registered.values():  # whose other tensors are its own to keep
+        tensors = {name: tensors[name] for name in ("log_ent_coef", "ent_coef_tensor") if name in tensors}
     return {name: value for name, value in tensors.items() if name != "weights"}  # ARS's, once more as one vector
 
 
@@ -137,7 +153,7 @@ def _check_spaces(cls: type[BaseAlgorithm], config: Config, env: VecEnv) -> None
             f"algorithm={name}: {config.env.id} has no method action_masks(), which says what can be done. "
             "Write one, or choose algorithm=ppo."
         )
-    if not acts(name):
+    if not acts(base_of(name)):
         others = filter(acts, choices("algorithm"))
         raise ConfigError(
             f"algorithm={name}: {cls.__name__} cannot act in {config.env.id}, whose "
@@ -146,6 +162,8 @@ def _check_spaces(cls: type[BaseAlgorithm], config: Config, env: VecEnv) -> None
     if config.algorithm.params.get("replay_buffer_class") == "her":
         _check_goals(config, env)
     by_name = isinstance(env.observation_space, spaces.Dict)
+    if policy in register.policy.registered:  # which knows what it can see
+        return
     if by_name != policy.startswith("MultiInput"):
         fitting = [other for other in cls.policy_aliases if by_name == other.startswith("MultiInput")]
         remedy = f"For instance algorithm.policy={fitting[0]}" if fitting else "No policy of this algorithm can"

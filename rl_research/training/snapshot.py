@@ -11,10 +11,11 @@ from __future__ import annotations
 import io
 import pickle
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.vec_env import VecEnvWrapper, VecNormalize
 
 from rl_research.tracking import MODEL, STATISTICS, policy_files, restore_statistics
 from rl_research.training.randomness import random_state, restore_random_state
@@ -29,6 +30,7 @@ STATE = "state.pkl"  # what SB3 leaves out
 #: What SB3 saves as well and resets when it loads or begins to learn. The last observations are not among
 #: them: SB3 keeps them in its zip, and puts them back where `load` does not force a reset.
 _KEPT = ("action_space", "action_noise", "_last_lstm_states")
+_NOT_THEIRS = ("venv", "class_attributes")  # of a VecEnvWrapper
 
 
 def capture(model: BaseAlgorithm, callbacks: Mapping[str, Any]) -> tuple[dict[str, bytes], str | None]:
@@ -40,11 +42,16 @@ def capture(model: BaseAlgorithm, callbacks: Mapping[str, Any]) -> tuple[dict[st
     """
     assert model.env is not None
     environments, reason = _capture_environments(model.env)
+    vec_wrappers = None
+    if reason is None:
+        vec_wrappers, reason = _capture_vec_wrappers(model.env)
+        environments = environments if reason is None else None
     state = {
         "model": {name: getattr(model, name, None) for name in _KEPT},
         "random": random_state(),
         "sde": _attributes(_sde_distribution(model), "exploration_mat", "exploration_matrices"),
         "environments": environments,
+        "vec_wrappers": vec_wrappers,
         "normalizer": _attributes(model.get_vec_normalize_env(), "returns", "old_reward", "old_obs"),
         "callbacks": dict(callbacks),
         "replay_head": head_row(model),
@@ -92,6 +99,9 @@ class Snapshot:
         if self.exact:
             for index, data in enumerate(self._state["environments"]):
                 env.env_method("restore_state", data, indices=index)
+            if (wrappers := self._state.get("vec_wrappers")) is not None:  # version 0.1 kept none
+                for wrapper, attributes in zip(_vec_wrappers(env), pickle.loads(wrappers), strict=True):
+                    vars(wrapper).update(attributes)
         else:
             env.seed(env_seed)
             truncate_last_row(model)
@@ -133,6 +143,22 @@ def _capture_environments(env: VecEnv) -> tuple[list[bytes] | None, str | None]:
         if reason is not None:
             return None, f"the environment cannot be pickled: {reason}"
     return [data for data, _ in captured], None
+
+
+def _vec_wrappers(env: VecEnv) -> Iterator[VecEnvWrapper]:
+    """Yield what wraps the copies together, the outermost first, without VecNormalize, which is kept apart."""
+    while isinstance(env, VecEnvWrapper):
+        if not isinstance(env, VecNormalize):
+            yield env
+        env = env.venv
+
+
+def _capture_vec_wrappers(env: VecEnv) -> tuple[bytes | None, str | None]:
+    states = [{k: v for k, v in vars(one).items() if k not in _NOT_THEIRS} for one in _vec_wrappers(env)]
+    try:
+        return pickle.dumps(states), None
+    except Exception as error:  # noqa: BLE001  # a user's class may refuse in any way
+        return None, f"a vec wrapper cannot be pickled: {error}"
 
 
 def _sde_distribution(model: BaseAlgorithm) -> Any:

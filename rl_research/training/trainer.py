@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
@@ -14,9 +14,10 @@ from rl_research import checkpoints
 from rl_research.checkpoints import Scores
 from rl_research.errors import CannotRender, Interrupted
 from rl_research.runs import PROGRESS, Run, check_same_experiment
-from rl_research.tracking import ProgressFile, RowWriter, values_of_row
+from rl_research.tracking import STEP, ProgressFile, RowWriter, values_of_row
 from rl_research.training import callbacks, envs, evaluation, previous_segments, resume
 from rl_research.training.commits import Commits
+from rl_research.training.own_parts import OwnCallbacks, own_sinks
 from rl_research.training.preparation import Prepared, build
 from rl_research.training.resume import ResumePoint
 from rl_research.training.snapshot import Snapshot
@@ -88,14 +89,17 @@ class Segment:
             save_now=lambda: bool(run.stop),
             on_commit=self._committed,
         )
+        self.own = OwnCallbacks(config, run.dir)
+        self.checkpoints.remark = self.own.remark
         self.progress = callbacks.ProgressCallback(self.total, config.name, on_progress)
         self._first: list[BaseCallback] = []
         self._pending: Mapping[str, Any] = {}
+        had = {int(row[STEP]) for row in ProgressFile(run.dir / PROGRESS).rows}  # before a kill, maybe
         if resume_point.checkpoint is not None:
             self._continue_from(resume_point.checkpoint, env, resume_point.failure)
         elif resume_point.failure is not None:
             env.seed(self._seed_of_segment(resume_point.failure))
-        self._open_rows(resume_point.checkpoint)
+        self._open_rows(resume_point.checkpoint, had)
 
     def finish(self) -> checkpoints.Checkpoint:
         """Train to the end of the budget, unless that has been done, and return the last checkpoint."""
@@ -122,7 +126,8 @@ class Segment:
 
     def _learn(self, fresh: bool) -> None:
         diverged = callbacks.DivergenceCallback(self.run.config.experiment.log_every)
-        called = [diverged, self.logs, self.evaluations, self.films, self.checkpoints, self.progress]
+        # The user's own come after the checkpoint, so that a resume at it calls them for this rollout again.
+        called = [diverged, self.logs, self.evaluations, self.films, self.checkpoints, *self.own.all, self.progress]
         try:
             self.model.learn(
                 self.total - self.model.num_timesteps,
@@ -155,7 +160,7 @@ class Segment:
     def _state(self) -> Mapping[str, Any]:
         states = {name: callback and callback.state() for name, callback in self._stateful().items()}
         pending = {name: dict(getattr(self.model.logger, name)) for name in _PENDING}
-        return {**states, "row": (dict(self.rows.row), self.rows.step), "pending": pending}
+        return {**states, "own": self.own.state(), "row": (dict(self.rows.row), self.rows.step), "pending": pending}
 
     def _continue_from(self, newest: checkpoints.Checkpoint, env: VecEnv, failure: str | None) -> None:
         check_same_experiment(self.run.config, newest.manifest.config)
@@ -169,6 +174,7 @@ class Segment:
         for name, callback in self._stateful().items():
             if callback is not None and snapshot.callbacks[name] is not None:
                 callback.restore(snapshot.callbacks[name])
+        self.own.restore(snapshot.callbacks.get("own", {}))
         self.rows.row, self.rows.step = snapshot.callbacks["row"]
         self._pending = snapshot.callbacks.get("pending", {})
         resume.restore_files(newest, self.run.dir)
@@ -182,14 +188,19 @@ class Segment:
         entropy += [] if failure is None else [len(self.run.record.segments)]
         return int(np.random.SeedSequence(entropy).generate_state(1)[0]) >> 1
 
-    def _open_rows(self, newest: checkpoints.Checkpoint | None) -> None:
-        """Take back the rows that are lived again, and give W&B those that it does not have."""
+    def _open_rows(self, newest: checkpoints.Checkpoint | None, had: Set[int]) -> None:
+        """Take back the rows that are lived again, and give W&B those that it does not have.
+
+        The user's own sinks have got those of the steps *had*.
+        """
+        own = own_sinks(self.run.config, self.run.dir, self.rows.step, had)
         progress = ProgressFile(self.run.dir / PROGRESS)
         progress.rewind(self.rows.step)
         self.run.logger.leave_out(previous_segments.logged_before(self.run, newest, progress))
         for row in progress.rows:
             self.run.logger.log_metrics(*values_of_row(row))
-        self.rows.sinks = (progress, self.run.logger.log_metrics)
+        # progress.csv after the user's own: what it has, they have got.
+        self.rows.sinks = (*own, progress, self.run.logger.log_metrics)
 
 
 def _evaluations(run: Run, on_scores: Callable[[Scores, int], None]) -> callbacks.EvalCallback:
