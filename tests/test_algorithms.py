@@ -14,7 +14,7 @@ from stable_baselines3.common import noise
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
-from rl_research.config import algorithms
+from rl_research.config import algorithms, register
 from rl_research.config.algorithms import check, check_batch, check_normalize, constructor_arguments
 from rl_research.config.frozen import freeze
 from rl_research.errors import ConfigError
@@ -121,14 +121,14 @@ def test_arguments_are_plain_copies() -> None:
     assert made["train_freq"] == (4, "step")
 
 
-@pytest.mark.parametrize("activation", algorithms._CLASSES["activation_fn"])
+@pytest.mark.parametrize("activation", list(register.activation.ours()))
 def test_every_activation_exists(activation: str) -> None:
     """Each word that is offered is a class of torch."""
     made = constructor_arguments({"policy_kwargs": {"activation_fn": activation}}, gym.make(DISCRETE).action_space, 1)
     assert made["policy_kwargs"]["activation_fn"] is getattr(torch.nn, activation)
 
 
-@pytest.mark.parametrize("optimizer", algorithms._CLASSES["optimizer_class"])
+@pytest.mark.parametrize("optimizer", list(register.optimizer.ours()))
 def test_every_optimizer_exists(optimizer: str) -> None:
     """Each word that is offered is a class of torch."""
     made = constructor_arguments({"policy_kwargs": {"optimizer_class": optimizer}}, gym.make(DISCRETE).action_space, 1)

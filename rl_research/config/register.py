@@ -34,7 +34,7 @@ class Kind:
     """
 
     def __init__(self, title: str, base: str = "", ours: Callable[[], Mapping[str, str]] = dict):
-        self.title, self.base, self._ours = title, base, ours
+        self.title, self.base, self.ours = title, base, ours
         self.registered: dict[str, Callable[..., Any]] = {}
 
     def __call__(self, name: str) -> Callable[[T], T]:
@@ -51,7 +51,7 @@ class Kind:
         """Return what *name*, the value of the setting *where*, stands for; `ConfigError` if it is no such name."""
         if isinstance(name, str) and name in self.registered:
             return self.registered[name]
-        ours = self._ours()
+        ours = self.ours()
         if name not in ours:
             known = [*self.registered, *ours]
             choice = f" Choose from: {', '.join(known)}." if known else ""
@@ -73,7 +73,7 @@ class Kind:
             raise refuse(f"{part!r} is no class that derives from {self.base.replace(':', '.')}.")
         if not callable(part):
             raise refuse(f"{part!r} is neither a class nor a function.")
-        if name in self._ours():
+        if name in self.ours():
             raise refuse("the name is taken by what needs no plugin. Choose another.")
         before = self.registered.get(name, part)
         if (before.__module__, before.__qualname__) != (part.__module__, part.__qualname__):  # else a reload
