@@ -197,7 +197,7 @@ REFUSED_KWARGS: list[tuple[str, dict[str, Any], str]] = [
     ("dqn", {"net_arch": {"pi": [8], "qf": [8]}}, r"should be a list of whole numbers or null"),
     ("ppo", {"log_std_init": "abc"}, r"log_std_init=abc: should be a number"),
     ("ppo", {"squash_output": 1}, r"squash_output=1: should be true or false"),
-    ("ppo", {"features_extractor_class": "x"}, r"an object, which no configuration can name"),
+    ("ppo", {"features_extractor_class": "x"}, "there is no such features extractor"),
     ("ppo", {"activation_fn": "Relu"}, r"activation_fn=Relu: .*Did you mean 'ReLU'"),
     ("ppo", {"optimizer_class": "adam"}, r"optimizer_class=adam: .*Did you mean 'Adam'"),
     ("ppo", {"use_sde": True}, r"use_sde=true: .*set algorithm\.params\.use_sde"),

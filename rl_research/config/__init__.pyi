@@ -4,8 +4,8 @@ from .algorithms import (
     base_of as base_of,
     constructor_arguments as constructor_arguments,
     is_on_policy as is_on_policy,
-    takes_masks as takes_masks,
     policies as policies,
+    takes_masks as takes_masks,
 )
 from .composition import RUN_DIR as RUN_DIR, plain as plain
 from .experiment import (
