@@ -64,6 +64,22 @@ class Masked(Spaces):
         return super().step(action)
 
 
+class NoneAllowed(Masked):
+    """Allow nothing."""
+
+    def action_masks(self) -> Any:
+        """Return no flag that is true."""
+        return np.zeros(3, bool)
+
+
+class TooFew(Masked):
+    """Know of two actions only."""
+
+    def action_masks(self) -> Any:
+        """Return two flags."""
+        return np.ones(2, bool)
+
+
 class Goal(gym.Env[Any, Any]):
     """Walk to a point of a line within eight steps."""
 
@@ -96,4 +112,6 @@ class Goal(gym.Env[Any, Any]):
 
 gym.register("Spaces-v0", Spaces)
 gym.register("Masked-v0", Masked)
+gym.register("NoneAllowed-v0", NoneAllowed)
+gym.register("TooFew-v0", TooFew)
 gym.register("Goal-v0", Goal, max_episode_steps=8)

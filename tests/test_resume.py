@@ -48,6 +48,7 @@ CASES: dict[str, tuple[str, ...]] = {
         "experiment.total_timesteps=180",
     ),
     "ppo subproc normalized": ("env.n_envs=2", "env.vec_env=subproc", *_NORMALIZED),
+    "ppo subproc spawn": ("env.n_envs=2", "env.vec_env=subproc", "env.start_method=spawn"),
     "ppo mujoco normalized": ("env.id=HalfCheetah-v5", *_NORMALIZED),
     "a2c": ("algorithm=a2c",),
     "a2c 3 normalized": ("algorithm=a2c", *_THREE, *_NORMALIZED),

@@ -13,6 +13,7 @@ from pydantic import (
     Field,
     FiniteFloat,
     ValidationError,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
@@ -93,6 +94,9 @@ class EnvSettings(Section):
     normalize: bool | Arguments = Field(False, description="VecNormalize: true, or its arguments", examples=["true"])
     max_episode_steps: Count | None = Field(None, description="truncate episodes after", examples=[500])
     vec_env: Literal["dummy", "subproc"] = Field("dummy", description="one process or many")
+    start_method: Literal["fork", "forkserver", "spawn"] | None = Field(
+        None, description="how env.vec_env=subproc starts its workers; null: as SB3 does", examples=["spawn"]
+    )
     kwargs: Arguments = Field(default_factory=FrozenDict, description="arguments of gymnasium.make")
     wrappers: Parts = Field(
         (), description="wrappers, the first innermost", examples=["[{FrameStackObservation: {stack_size: 4}}]"]
@@ -102,6 +106,13 @@ class EnvSettings(Section):
     )
     check: bool = Field(True, description="play a few steps before anything is written")
     restarts: Steps = Field(0, description="times that a run goes on after an environment has failed")
+
+    @field_validator("start_method")
+    @classmethod
+    def _starts_workers(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value is not None and info.data.get("vec_env") == "dummy":
+            raise ValueError("there are no workers to start; add env.vec_env=subproc")
+        return value
 
 
 class WandbSettings(Section):

@@ -10,7 +10,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
-from rl_research.config import Config
+from rl_research.config import Config, algorithm_class, takes_masks
 from rl_research.errors import ConfigError, EnvironmentFailed, EnvironmentFault
 from rl_research.training.env_wrappers import Reporting
 
@@ -30,6 +30,8 @@ def check_api(config: Config, env: gym.Env[Any, Any]) -> None:
 
     env.action_space.seed(config.experiment.seed)
     try:
+        if env.has_wrapper_attr("action_masks") and not takes_masks(algorithm_class(name := config.algorithm.name)):
+            raise ValueError(f"{name} would not heed its action_masks(); choose algorithm=maskable_ppo")
         _check_bounds(env.action_space)
         if isinstance(env.observation_space, spaces.Box) and env.observation_space.shape == ():
             raise ValueError(f"its observations, {env.observation_space}, have no dimension; give them the shape (1,)")
@@ -52,6 +54,24 @@ def _raise_first(fatal: list[str], actions: gym.Space[Any]) -> None:
         start = actions.start if isinstance(actions, spaces.Discrete) else 0
         remedy = _SHIFT.format(start=start, n=actions.n) if isinstance(actions, spaces.Discrete) and start else ""
         raise ValueError(f"{fatal[0]} {remedy}")
+
+
+def _allowed(env: gym.Env[Any, Any], action: Any) -> Any:
+    """Return the first action that the masks of *env* allow; *action* where it has no masks.
+
+    Raises `ValueError` for masks that fit no action, or allow none.
+    """
+    if not env.has_wrapper_attr("action_masks"):
+        return action
+    actions, masks = env.action_space, np.asarray(env.get_wrapper_attr("action_masks")())
+    sizes = [actions.n] if isinstance(actions, spaces.Discrete) else getattr(actions, "nvec", [2] * np.size(action))
+    if masks.size != sum(sizes):
+        raise ValueError(f"its action_masks() gives {masks.size} flags where {actions} needs {sum(sizes)}")
+    parts = np.split(masks.ravel(), np.cumsum(sizes)[:-1])
+    if not all(part.any() for part in parts):
+        raise ValueError("its action_masks() allows no action")
+    chosen = np.array([part.argmax() for part in parts], dtype=np.asarray(action).dtype)
+    return chosen.reshape(np.shape(action)) if np.ndim(action) else chosen[0]
 
 
 def _check_bounds(actions: gym.Space[Any]) -> None:
@@ -103,7 +123,7 @@ class _Tolerant(gym.Wrapper[Any, Any, Any, Any]):
         """Take one step, unless the time is over."""
         if time.monotonic() > self._until:
             raise _TimeOver
-        found: Any = self.env.step(action)
+        found: Any = self.env.step(_allowed(self.env, action))
         if not (isinstance(found, tuple) and len(found) == 5):
             return found
         observation, reward, terminated, truncated, info = found

@@ -114,6 +114,7 @@ def training_env(config: Config) -> VecEnv:
         n_envs=config.env.n_envs,
         seed=config.experiment.seed,
         vec_env_cls=ReportingSubprocVecEnv if in_workers else ReportingDummyVecEnv,
+        vec_env_kwargs={"start_method": config.env.start_method} if in_workers else None,
         wrapper_class=partial(_in_worker, os.getpid()) if in_workers else Restorable,
     )
     return _wrapped(config, venv, training=True)

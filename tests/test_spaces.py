@@ -1,0 +1,132 @@
+"""What docs/algorithms.md says of algorithms, spaces and resumes is so, cell by cell."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from helpers import outcome, tiny
+from test_resume import _run, _stopped
+
+from rl_research.config import algorithm_class, load_config, takes_masks
+from rl_research.errors import ConfigError
+from rl_research.training import preflight
+
+_PAGE = Path(__file__).parents[1] / "docs" / "algorithms.md"
+_POLICIES = {"arrays": "Mlp", "images": "Cnn", "Dict": "MultiInput"}
+_OBSERVATIONS = {"arrays": "vector", "images": "image", "Dict": "dict"}
+
+
+def _cells() -> dict[tuple[str, str], str]:
+    """The table's cells by algorithm and space."""
+    rows = [re.split(r" *\| *", line.strip("| \n")) for line in _PAGE.read_text().splitlines() if line[:1] == "|"]
+    head, _, *body = rows
+    return {(row[0].strip("`"), space): cell for row in body for space, cell in zip(head[1:], row[1:], strict=True)}
+
+
+_CELLS = _cells()
+
+
+def _words(algorithm: str, space: str) -> list[str]:
+    """Overrides that train *algorithm* in *space*, the other one of observations and actions as it can be."""
+    can = next(a for a in ("Discrete", "Box") if _CELLS[algorithm, a] == "exact")
+    seen, actions = (space, can) if space in _POLICIES else ("arrays", space)
+    kind = "Masked" if takes_masks(algorithm_class(algorithm)) and actions != "Box" else "Spaces"
+    lstm = "Lstm" if algorithm == "recurrent_ppo" else ""
+    features = (
+        ["algorithm.params.policy_kwargs.features_extractor_kwargs={features_dim: 8}"] if seen == "images" else []
+    )
+    return [
+        f"algorithm={algorithm}",
+        f"env.id=space_envs:{kind}-v0",
+        f"env.kwargs={{observations: {_OBSERVATIONS[seen]}, actions: {actions}}}",
+        f"algorithm.policy={_POLICIES[seen]}{lstm}Policy",
+        "experiment.total_timesteps=96",
+        "env.max_episode_steps=8",
+        *features,
+    ]
+
+
+def test_every_algorithm_has_its_row() -> None:
+    """The page forgets no algorithm."""
+    from rl_research.config import algorithms
+
+    assert sorted({algorithm for algorithm, _ in _CELLS}) == algorithms.names()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cell", [key for key, said in _CELLS.items() if said == "exact"], ids="-".join)
+def test_a_stopped_run_ends_with_the_same_bits(tmp_path: Path, cell: tuple[str, str]) -> None:
+    """Where the page says exact, a run that was stopped and resumed has the bits of one that was not."""
+    words = _words(*cell)
+    undisturbed = _run(tiny(tmp_path, "whole", *words))
+    overrides = tiny(tmp_path, "stopped", *words)
+    _stopped(overrides, 33)
+    assert outcome(_run(overrides)) == outcome(undisturbed)
+
+
+@pytest.mark.parametrize("cell", [key for key, said in _CELLS.items() if said == "–"], ids="-".join)
+def test_what_an_algorithm_cannot_do_is_refused(tmp_path: Path, cell: tuple[str, str]) -> None:
+    """Where the page says –, one line comes before anything is written."""
+    with pytest.raises(ConfigError) as refused:
+        preflight(load_config(tiny(tmp_path / "runs", "x", *_words(*cell))))
+    assert "\n" not in str(refused.value)
+    assert not (tmp_path / "runs").exists()
+
+
+# ---------------------------------------------------------------- masks, goals, workers
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["env.id=space_envs:Masked-v0"], "ppo would not heed its action_masks(); choose algorithm=maskable_ppo."),
+        (["env.id=CartPole-v1", "algorithm=maskable_ppo"], "CartPole-v1 has no method action_masks()"),
+        (["env.id=space_envs:NoneAllowed-v0", "algorithm=maskable_ppo"], "its action_masks() allows no action."),
+        (["env.id=space_envs:TooFew-v0", "algorithm=maskable_ppo"], "gives 2 flags where Discrete(3) needs 3"),
+        (["env=cartpole", "algorithm=ars", "env.n_envs=2"], "env.n_envs=2: ARS plays one episode at a time"),
+        (["env.start_method=fork"], "env.start_method=fork: there are no workers to start; add env.vec_env=subproc."),
+        (
+            ["env.id=space_envs:Goal-v0", "algorithm=sac", "algorithm.policy=MultiInputPolicy", "env.n_envs=20",
+             "algorithm.params.replay_buffer_class=her"],
+            "the first ends after 160 steps. Set algorithm.params.learning_starts=160 or more.",
+        ),
+        (
+            ["algorithm=sac", "env=pendulum", "algorithm.params.replay_buffer_class=her",
+             "algorithm.params.replay_buffer_kwargs.copy_info_dict=true"],
+            "HerReplayBuffer has no argument 'copy_info_dict'",
+        ),
+        (
+            ["algorithm=sac", "env=pendulum", "algorithm.params.replay_buffer_class=her",
+             "algorithm.params.replay_buffer_kwargs.goal_selection_strategy=futur"],
+            "there is no such strategy. Did you mean 'future'?",
+        ),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_a_line_before_training(tmp_path: Path, words: list[str], said: str) -> None:
+    """What would fail in the middle of a rollout, or train on nonsense, is told before anything is written."""
+    with pytest.raises(ConfigError) as refused:
+        preflight(load_config([f"runs_dir='{tmp_path / 'runs'}'", *words]))
+    assert said in str(refused.value)
+    assert "\n" not in str(refused.value)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_masks_that_nobody_heeds_can_be_asked_for(tmp_path: Path) -> None:
+    """With ``env.check=false`` another algorithm trains where actions are masked."""
+    with preflight(load_config([f"runs_dir='{tmp_path}'", "env.id=space_envs:Masked-v0", "env.check=false"])) as ready:
+        assert ready.config.algorithm.name == "ppo"
+
+
+@pytest.mark.slow
+def test_a_film_and_a_replayed_evaluation_heed_masks_and_states(tmp_path: Path) -> None:
+    """A masked and a recurrent policy are filmed, and their checkpoints are verified with their scores."""
+    from rl_research import checkpoints
+    from rl_research.training import verify
+
+    for algorithm in ("maskable_ppo", "recurrent_ppo"):
+        env = "space_envs:Masked-v0" if algorithm == "maskable_ppo" else "CartPole-v1"
+        run_dir = _run(tiny(tmp_path, algorithm, f"algorithm={algorithm}", f"env.id={env}"))
+        found = verify(checkpoints.find(str(run_dir)), evaluate=True, trust_env=True)
+        assert found["scores"]["episodes"] == 4
