@@ -73,10 +73,9 @@ def train(overrides: tuple[str, ...], answer: Answer, cfg: bool) -> None:
 
 def _trained_without_prefect(experiment: Experiment, prepared: Prepared | None, flow_run_id: str) -> dict[str, Any]:
     """Return what the flow returns; *flow_run_id* is the flow run that began, or a new id."""
-    from rl_research.orchestration import with_identity
     from rl_research.training import finished_result, run_all_stages
 
-    experiment = with_identity(experiment, flow_run_id)
+    experiment = experiment.identified(flow_run_id)
     record = finished_result(experiment.config, flow_run_id)
     if record is not None and (left := record.not_uploaded):
         _log.warning("step %s is not uploaded; the next start tries", ", ".join(map(str, left)))

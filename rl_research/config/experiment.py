@@ -6,6 +6,7 @@ deployment, in one member of a study. `compose_experiment` is the door from that
 that the rest of the code hands on, and `load_config` to its frozen `Config` alone.
 """
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
@@ -30,6 +31,17 @@ class Experiment:
     def with_run_id(self, run_id: str) -> "Experiment":
         """Return the same experiment as the run *run_id*."""
         return replace(self, config=self.config.with_run_id(run_id))
+
+    def identified(self, flow_run_id: str) -> "Experiment":
+        """Return the same experiment with a ``run_id``: its own, else one from *flow_run_id*.
+
+        So a flow run that is tried or scheduled again goes on with the run of its first try.
+        """
+        if self.config.run_id is not None:
+            return self
+        tail = flow_run_id.replace("-", "")[-10:]  # a UUIDv7 begins with the time
+        stem = re.sub(r"[^A-Za-z0-9_-]+", "-", self.config.name).strip("-_")[:40] or "run"
+        return self.with_run_id(f"{stem}-s{self.config.experiment.seed}-{tail}")
 
 
 def compose_experiment(overrides: Iterable[str] = ()) -> Experiment:

@@ -18,7 +18,6 @@ from .flow_runs import (
     failed_state as failed_state,
     name_from_overrides as name_from_overrides,
     taken_over_state as taken_over_state,
-    with_identity as with_identity,
 )
 from .local_server import (
     LocalServer as LocalServer,

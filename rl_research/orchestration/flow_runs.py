@@ -1,7 +1,6 @@
 """A flow run of this package: the experiment that it runs, the name it shows, the state it ends in."""
 
 import logging
-import re
 from collections.abc import Sequence
 from functools import lru_cache
 
@@ -30,19 +29,7 @@ def experiment_of(overrides: tuple[str, ...], flow_run_id: str) -> Experiment:
     handed = handed_over(Experiment)
     experiment = handed if handed and handed.overrides == overrides else compose_experiment(overrides)
     refuse_secrets(overrides)
-    return with_identity(experiment, flow_run_id)
-
-
-def with_identity(experiment: Experiment, flow_run_id: str) -> Experiment:
-    """Return *experiment* with a ``run_id``: its own, else one from *flow_run_id*.
-
-    So a flow run that is tried or scheduled again goes on with the run of its first try.
-    """
-    if experiment.config.run_id is not None:
-        return experiment
-    tail = flow_run_id.replace("-", "")[-10:]  # a UUIDv7 begins with the time
-    stem = re.sub(r"[^A-Za-z0-9_-]+", "-", experiment.config.name).strip("-_")[:40] or "run"
-    return experiment.with_run_id(f"{stem}-s{experiment.config.experiment.seed}-{tail}")
+    return experiment.identified(flow_run_id)
 
 
 def name_from_overrides() -> str:

@@ -6,6 +6,7 @@ from .lease import (
     leased_folder as leased_folder,
     stored_lease as stored_lease,
 )
+from .listing import list_runs as list_runs
 from .record import (
     DESCRIPTION as DESCRIPTION,
     PROGRESS as PROGRESS,

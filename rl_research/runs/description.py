@@ -34,9 +34,12 @@ def write_description(experiment: Experiment) -> None:
     folder = experiment.config.run_dir
     text = yaml.safe_dump(described(experiment.config), sort_keys=False, allow_unicode=True)
     write_atomically(folder / DESCRIPTION, text.encode())
-    shown = [line for line in experiment.overrides if "storage.options" not in line]
-    lines = "".join(f"{without_password(line)}\n" for line in shown)
-    write_atomically(folder / "overrides.txt", lines.encode())
+    write_atomically(folder / "overrides.txt", "".join(f"{line}\n" for line in shown_overrides(experiment)).encode())
+
+
+def shown_overrides(experiment: Experiment) -> list[str]:
+    """Return the overrides that describe *experiment*, without those that may hold a secret."""
+    return [without_password(line) for line in experiment.overrides if "storage.options" not in line]
 
 
 def read_description(folder: Path) -> Config:

@@ -14,7 +14,7 @@ from rl_research import checkpoints
 from rl_research.checkpoints import Checkpoint
 from rl_research.config import Config, Experiment, code_of
 from rl_research.errors import ConfigError, Interrupted, StorageError, in_a_line
-from rl_research.runs.description import check_same_experiment, described, write_description
+from rl_research.runs.description import check_same_experiment, described, shown_overrides, write_description
 from rl_research.runs.lease import LEASE, leased_folder, leased_store
 from rl_research.runs.record import RECORD, RunRecord, read_record, utc_now
 from rl_research.storage import RunLease, is_transient
@@ -132,6 +132,7 @@ class Run:
             "run_id": self.config.run_id,
             "created_at": utc_now(),
             "config": described(self.config),
+            "overrides": shown_overrides(self.experiment),
             "versions": package_versions(),
             "git": git_state(),
             "wandb_run_id": self.logger.run_id,

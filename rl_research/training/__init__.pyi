@@ -5,6 +5,8 @@ from .callbacks import (
     VideoRecorderCallback as VideoRecorderCallback,
 )
 from .evaluation import evaluate_checkpoint as evaluate_checkpoint
+from .export import FORMATS as FORMATS, OPSET as OPSET, export_policy as export_policy
+from .library import Policy as Policy, evaluate as evaluate, load_policy as load_policy, train as train
 from .preparation import Prepared as Prepared, preflight as preflight
 from .resume import (
     ResumePoint as ResumePoint,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable, Set
+from collections.abc import Callable, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +16,18 @@ _Sink = Callable[[dict[str, Any], int], None]
 
 
 class OwnCallbacks:
-    """The callbacks of *config*, and what a resumed run continues from."""
+    """The callbacks of *config* and those *given* by a script, and what a resumed run continues from."""
 
-    def __init__(self, config: Config, run_dir: Path):
+    def __init__(self, config: Config, run_dir: Path, given: Sequence[BaseCallback] = ()):
         self._by_name: dict[str, BaseCallback] = {}
         for part in config.callbacks:
             callback = made("callbacks", register.callback, _in_folder(part, run_dir))
-            name = part if isinstance(part, str) else next(iter(part))
-            self._by_name[f"{name}-{len(self._by_name)}" if name in self._by_name else name] = callback
+            self._add(part if isinstance(part, str) else next(iter(part)), callback)
+        for callback in given:
+            self._add(type(callback).__name__, callback)
+
+    def _add(self, name: str, callback: BaseCallback) -> None:
+        self._by_name[f"{name}-{len(self._by_name)}" if name in self._by_name else name] = callback
 
     @property
     def all(self) -> list[BaseCallback]:

@@ -6,9 +6,11 @@ train -> score -> film -> announce -> report, with uploads beside them (`rl_rese
 
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
+
+from stable_baselines3.common.callbacks import BaseCallback
 
 from rl_research import checkpoints
 from rl_research.checkpoints import Checkpoint, Scores
@@ -27,9 +29,11 @@ from rl_research.uploads import announce, background_uploads
 _log = logging.getLogger(__name__)
 
 
-def run_all_stages(experiment: Experiment, prepared: Prepared | None = None) -> Run:
-    """Take the run of *experiment* through every stage, here and now; *prepared* is for `train_run`."""
-    return with_restarts(experiment, lambda failure: _run_all_stages(experiment, prepared, failure))
+def run_all_stages(
+    experiment: Experiment, prepared: Prepared | None = None, callbacks: Sequence[BaseCallback] = ()
+) -> Run:
+    """Take the run of *experiment* through every stage, here and now; the others are for `train_run`."""
+    return with_restarts(experiment, lambda failure: _run_all_stages(experiment, prepared, callbacks, failure))
 
 
 def with_restarts(experiment: Experiment, attempt: Callable[[str | None], Run]) -> Run:
@@ -50,11 +54,13 @@ def with_restarts(experiment: Experiment, attempt: Callable[[str | None], Run]) 
     raise AssertionError("the last try returns or raises")
 
 
-def _run_all_stages(experiment: Experiment, prepared: Prepared | None, failure: str | None) -> Run:
+def _run_all_stages(
+    experiment: Experiment, prepared: Prepared | None, callbacks: Sequence[BaseCallback], failure: str | None
+) -> Run:
     with open_run(experiment) as run:
         with background_uploads(run) as uploads:
             point = find_resume_point(run, failure)
-            checkpoint = train_run(run, uploads=uploads, prepared=prepared, resume_point=point)
+            checkpoint = train_run(run, lambda *_: None, uploads, prepared, point, callbacks)
             if score_checkpoint(run, checkpoint) is not None:
                 uploads.add(checkpoint)  # the manifest alone is sent again, with the score
             film_checkpoint(run, checkpoint)

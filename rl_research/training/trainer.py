@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
@@ -41,20 +41,21 @@ def train_run(
     uploads: UploadQueue | None = None,
     prepared: Prepared | None = None,
     resume_point: ResumePoint | None = None,
+    own_callbacks: Sequence[BaseCallback] = (),
 ) -> checkpoints.Checkpoint:
     """Train *run*'s experiment and return its last checkpoint.
 
     It goes on at *resume_point*, else where `find_resume_point` says. *prepared* is what `preflight` has
     built in this process; without one, and where it has been used already, as by the try before a restart,
     training builds its own. *on_progress* gets the steps done and their total at every rollout start. Each
-    new checkpoint is handed to *uploads*. Raises `Interrupted` when a signal has asked the run to stop: at
-    the next rollout start, after a commit.
+    new checkpoint is handed to *uploads*. *own_callbacks* are called besides ours. Raises `Interrupted` when a
+    signal has asked the run to stop: at the next rollout start, after a commit.
     """
     env, model = (prepared and prepared.take(run.config)) or build(run.config)
     with closing(env):
         run.save(reward_threshold=envs.reward_threshold(run.config))
         point = resume_point or resume.find_resume_point(run)
-        with closing(Segment(run, env, model, on_progress, uploads, point)) as segment:
+        with closing(Segment(run, env, model, on_progress, uploads, point, own_callbacks)) as segment:
             return segment.finish()
 
 
@@ -69,6 +70,7 @@ class Segment:
         on_progress: Callable[[int, int], None],
         uploads: UploadQueue | None,
         resume_point: ResumePoint,
+        own_callbacks: Sequence[BaseCallback],
     ):
         config = run.config
         self.run = run
@@ -89,7 +91,7 @@ class Segment:
             save_now=lambda: bool(run.stop),
             on_commit=self._committed,
         )
-        self.own = OwnCallbacks(config, run.dir)
+        self.own = OwnCallbacks(config, run.dir, own_callbacks)
         self.checkpoints.remark = self.own.remark
         self.progress = callbacks.ProgressCallback(self.total, config.name, on_progress)
         self._first: list[BaseCallback] = []
