@@ -43,7 +43,7 @@ def test_a_users_files_are_found_before_ours() -> None:
     """An experiment and a group of the user's own are chosen by name, and their ``env/cartpole`` hides ours."""
     config = load_config(["config_dirs=[lab]", "experiment=my_first", "curriculum=hard"])
     assert (config.name, config.env.id, config.evaluation.episodes) == ("my_first", "CartPole-v0", 3)
-    assert config.config_dirs == ("lab",)
+    assert config.config_dirs == ("lab",) == load_config(["config_dirs=lab"]).config_dirs
     assert load_config(["experiment=cartpole_ppo"]).env.id == "CartPole-v1"
 
 
@@ -141,7 +141,7 @@ def test_a_file_that_cannot_be_used_is_one_line(name: str, lab: Path) -> None:
         ("[lab/experiment/my_first.yaml]", "it is a file"),
         ("[.]", "it holds no file of a group, such as experiment/my_first.yaml. Did you mean 'lab'?"),
         ("[lab,copy]", "env/cartpole.yaml is in both of them"),
-        ("lab", "should be a list of folders"),
+        ("[1]", "should be a list of folders"),
     ],
 )
 def test_a_folder_that_cannot_be_used_is_one_line(folders: str, reason: str, lab: Path) -> None:

@@ -83,7 +83,7 @@ def test_100_observations_round_trip(what: str, tmp_path: Path, call: Call) -> N
     for to, act in {"torchscript": _run_torchscript, "onnx": _run_onnx}.items():
         if to == "onnx":
             pytest.importorskip("onnx")
-        code, out, err = call("export", run, "--to", to, "--output", str(tmp_path / to), "--trust-env", "--json")
+        code, out, err = call("export", run, "--to", to, "--output", str(tmp_path / to), "--trust-plugins", "--json")
         assert code == 0, err
         written = json.loads(out)
         (file,) = [tmp_path / to / name for name in written["files"] if name != "export.json"]
@@ -145,14 +145,24 @@ def test_a_policy_that_acts_otherwise_when_traced_is_refused(
     code, _, err = call("export", pendulum, "--to", "torchscript", "--output", str(tmp_path / "out"))
     assert code == RLResearchError.exit_code
     assert "acts otherwise than before" in err
-    assert not list((tmp_path / "out").iterdir())
+    assert not (tmp_path / "out").exists()
 
 
-def test_a_missing_package_is_named(pendulum: str, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_is_named(pendulum: str, tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the extra, the line says what to install."""
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    code, _, err = call("export", pendulum, "--to", "onnx", "--output", "nowhere")
+    code, _, err = call("export", pendulum, "--to", "onnx", "--output", str(tmp_path / "out"))
     assert (code, "pip install 'rl-research[onnx]'" in err) == (2, True)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_cannot_be_written_is_a_line(pendulum: str, tmp_path: Path, call: Call) -> None:
+    """An output that is a file is named in a line."""
+    (tmp_path / "out").write_text("mine")
+    code, out, err = call("export", pendulum, "--output", str(tmp_path / "out"))
+    assert (code, out) == (2, "")
+    (line,) = [line for line in err.splitlines() if line.startswith("rl-research:")]
+    assert str(tmp_path / "out") in line
 
 
 def test_a_wrong_format_is_a_line(call: Call) -> None:

@@ -36,14 +36,12 @@ def export(
 ) -> None:
     """Write a checkpoint's policy for other programs."""
     from rl_research.config import hide_secrets_of
-    from rl_research.runs import make_folder
     from rl_research.system import expanded
     from rl_research.training import export_policy
 
     reference, words = hide_secrets_of(checkpoint, overrides)
     found = find_checkpoint(reference, words, runs_dir)
     folder = expanded(output or f"exports/{found.manifest.run_id or found.manifest.name}-{found.global_step}-{to}")
-    make_folder(folder)
     written = export_policy(found, to, folder, trust_plugins=trust_env)
     answer.result(written, lambda: _lines(written))
 

@@ -29,6 +29,7 @@ def config_dirs(overrides: Iterable[str] = ()) -> list[str]:
         if isinstance(line, str) and line.lstrip("+ ").startswith(CONFIG_DIRS):
             override = parsed(line)
             given = override.value() if override.key_or_group == CONFIG_DIRS else given
+    given = [given] if isinstance(given, str) else given
     if not (isinstance(given, list) and all(isinstance(name, str) for name in given)):
         raise mistake(CONFIG_DIRS, given, f"should be a list of folders, such as {CONFIG_DIRS}=[configs].")
     from_environment = [name for name in os.environ.get(CONFIG_PATH, "").split(os.pathsep) if name]

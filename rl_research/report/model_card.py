@@ -28,7 +28,7 @@ def card(manifest: Manifest, config: Config, scores: Scores, stem: str) -> str:
         interval=bootstrap_interval(list(scores.returns)),
         manifest=manifest,
         normalized=config.env.normalize is not False,
-        own_code=[*([config.env.id] if ":" in config.env.id else [])],
+        own_code=[*config.plugins, *([config.env.id] if ":" in config.env.id else [])],
         package=cls.__module__.split(".")[0],
         scores=scores,
         stem=stem,
