@@ -170,6 +170,20 @@ def test_the_wheel_works_in_an_empty_folder(installed: Path, tmp_path: Path) -> 
     assert [path.name for path in tmp_path.iterdir()] == ["runs"]
 
 
+@pytest.mark.slow
+def test_a_project_of_ones_own_needs_no_checkout(installed: Path, tmp_path: Path) -> None:
+    """`init` of an installed wheel writes a project whose experiment trains, with nothing but the wheel."""
+    own = environment(PYTHONPATH="")
+    subprocess.run([installed / "rl-research", "init", "first_lab"], cwd=tmp_path, check=True, timeout=120, env=own)
+    words = ["experiment=my_first", "experiment.total_timesteps=256", "evaluation.enabled=false", "--json"]
+    done = subprocess.run(
+        [installed / "rl-research", "train", "--config-dir", "configs", *words], cwd=tmp_path / "first_lab",
+        capture_output=True, text=True, timeout=240, check=False, env=own,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["status"] == "finished"
+
+
 @pytest.mark.parametrize(
     "statement",
     [

@@ -15,6 +15,7 @@ from rl_research.cli.checkpoints import checkpoints
 from rl_research.cli.doctor import doctor
 from rl_research.cli.evaluate import evaluate
 from rl_research.cli.export import export
+from rl_research.cli.init import init
 from rl_research.cli.operate import deploy, down, serve, up
 from rl_research.cli.prune import prune
 from rl_research.cli.study import study
@@ -37,7 +38,7 @@ class _InOrder(click.Group):
 @click.group(
     cls=_InOrder,
     no_args_is_help=False,
-    commands=(train, study, evaluate, verify, checkpoints, export, prune, sync, doctor, up, down, deploy, serve),
+    commands=(init, train, study, evaluate, verify, checkpoints, export, prune, sync, doctor, up, down, deploy, serve),
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 @click.version_option(__version__, prog_name="rl-research", message="%(prog)s %(version)s")

@@ -1,0 +1,1 @@
+"""What my_lab brings to its experiments."""
