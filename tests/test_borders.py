@@ -5,6 +5,7 @@ Whatever comes in there, a run ends as it should or there is one line; never a t
 
 from __future__ import annotations
 
+import gc
 import os
 import pty
 import string
@@ -45,6 +46,14 @@ class Chatty(gym.Env):
 
 gym.register("Chatty-v0", "my_env:Chatty")
 """
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _no_callback_stays() -> Iterator[None]:
+    """Hypothesis leaves a callback in the garbage collector, which would swallow a later test's Ctrl-C."""
+    before = [*gc.callbacks]
+    yield
+    gc.callbacks[:] = before
 
 
 @pytest.fixture
