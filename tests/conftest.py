@@ -187,3 +187,12 @@ def prefect_api() -> Iterator[None]:
         temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}),  # a second less per flow
     ):
         yield
+
+
+@pytest.fixture
+def api(prefect_api: None) -> str:
+    """The address of the session's Prefect API, for child processes."""
+    del prefect_api
+    from prefect.settings import PREFECT_API_URL
+
+    return str(PREFECT_API_URL.value())

@@ -5,6 +5,7 @@ Whatever comes in there, a run ends as it should or there is one line; never a t
 
 from __future__ import annotations
 
+import gc
 import os
 import pty
 import string
@@ -47,11 +48,25 @@ gym.register("Chatty-v0", "my_env:Chatty")
 """
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _no_callback_stays() -> Iterator[None]:
+    """Hypothesis leaves a callback in the garbage collector, which would swallow a later test's Ctrl-C."""
+    before = [*gc.callbacks]
+    yield
+    gc.callbacks[:] = before
+
+
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
     """A user's folder, with an environment of their own that prints."""
     (tmp_path / "my_env.py").write_text(_ENV)
     return tmp_path
+
+
+@pytest.fixture
+def shared_api(api: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One Prefect API for the commands of several tests, none of which is about the one that a command brings."""
+    monkeypatch.setenv("PREFECT_API_URL", api)
 
 
 def _words(folder: Path, *overrides: str) -> list[str]:
@@ -74,6 +89,7 @@ def _assert_finished(folder: Path) -> None:
 # ---------------------------------------------------------------- streams
 
 
+@pytest.mark.usefixtures("shared_api")
 @pytest.mark.slow
 @pytest.mark.parametrize("after", [">&-", "2>&-", "<&-", "<&- >&- 2>&-", "--json | true", "2>&1 | true", "2>/dev/full"])
 def test_a_closed_stream_ends_no_run(project: Path, after: str) -> None:
@@ -83,6 +99,7 @@ def test_a_closed_stream_ends_no_run(project: Path, after: str) -> None:
     _assert_finished(project)
 
 
+@pytest.mark.usefixtures("shared_api")
 @pytest.mark.slow
 def test_workers_outlive_a_closed_stream(project: Path) -> None:
     """An environment that prints in a worker process goes on when nobody reads any more."""
@@ -91,6 +108,7 @@ def test_workers_outlive_a_closed_stream(project: Path) -> None:
     _assert_finished(project)
 
 
+@pytest.mark.usefixtures("shared_api")
 @pytest.mark.slow
 def test_a_dead_terminal_ends_no_run(project: Path) -> None:
     """A terminal that answers EIO, as after a lost connection under nohup, ends no run."""
@@ -116,6 +134,7 @@ def test_an_answer_that_finds_no_room_is_a_line(project: Path) -> None:
 # ---------------------------------------------------------------- modules of environments
 
 
+@pytest.mark.usefixtures("shared_api")
 @pytest.mark.slow
 def test_a_module_in_the_current_folder_is_found(project: Path) -> None:
     """``env.id=my_module:MyEnv-v0`` finds the module in the current folder, in worker processes and studies, too."""

@@ -81,15 +81,6 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return config.run_dir
 
 
-@pytest.fixture
-def api(prefect_api: None) -> str:
-    """The address of the session's Prefect API, for child processes."""
-    del prefect_api
-    from prefect.settings import PREFECT_API_URL
-
-    return str(PREFECT_API_URL.value())
-
-
 # ---------------------------------------------------------------- help and configuration
 
 

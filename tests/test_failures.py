@@ -14,6 +14,7 @@ from faults import Faults, faults_before
 from servers import Server, free_port
 
 from rl_research.errors import ConfigError, StorageError
+from rl_research.storage import hiccups
 from rl_research.storage.hiccups import TRIES
 from rl_research.storage.store import Store
 from rl_research.storage.transient import is_transient
@@ -35,6 +36,12 @@ OPERATIONS: dict[str, Callable[[Store, Path], Any]] = {
     "remove": lambda store, folder: store.remove("a/there"),
 }
 WRITES = ("put", "put big", "write")
+
+
+@pytest.fixture(autouse=True)
+def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Requests are made again at once: this file is about which and how often, `test_hiccups` about when."""
+    monkeypatch.setattr(hiccups, "PAUSE", 0.001)
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from rl_research.system import masked, pause_after, retry_async, retry_call
 _log = logging.getLogger(__name__)
 
 TRIES = 6
-_PAUSE = 0.1  # seconds after the first try, doubled with each; three in all
+PAUSE = 0.1  # seconds after the first try, doubled with each; three in all
 _GIVEN_UP = "rl_research_given_up"  # attribute of an error after which the request has been made again already
 
 T = TypeVar("T")
@@ -58,19 +58,19 @@ def has_hung_up(error: BaseException) -> bool:
 def again(request: Callable[[], T]) -> T:
     """Return what *request* returns, which is made again after a hiccup."""
     with _marked():
-        return retry_call(request, _counted(), tries=TRIES, pause=_PAUSE)
+        return retry_call(request, _counted(), tries=TRIES, pause=PAUSE)
 
 
 async def again_async(request: Callable[[], Awaitable[T]]) -> T:
     """Return what *request* returns, which is made again after a hiccup."""
     with _marked():
-        return await retry_async(request, _counted(), tries=TRIES, pause=_PAUSE)
+        return await retry_async(request, _counted(), tries=TRIES, pause=PAUSE)
 
 
 def counted_pause(attempt: int, why: object) -> float:
     """Count a request that the client itself makes again after *attempt*, and return the seconds before it."""
     note_repeat(why)
-    return pause_after(attempt, _PAUSE)
+    return pause_after(attempt, PAUSE)
 
 
 @contextmanager
