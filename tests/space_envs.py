@@ -10,7 +10,7 @@ from gymnasium import spaces
 
 OBSERVATIONS: dict[str, spaces.Space[Any]] = {
     "vector": spaces.Box(-1, 1, (3,), np.float32),
-    "image": spaces.Box(0, 255, (36, 36, 1), np.uint8),
+    "image": spaces.Box(0, 255, (36, 36, 3), np.uint8),
     "dict": spaces.Dict({"seen": spaces.Box(-1, 1, (2,), np.float32), "mode": spaces.Discrete(3)}),
 }
 ACTIONS: dict[str, spaces.Space[Any]] = {

@@ -31,7 +31,7 @@ from .literal_secrets import (
 )
 from .messages import did_you_mean as did_you_mean, spelt as spelt
 from .overrides import quoted as quoted
-from .parts import made as made
+from .parts import made as made, name_and_arguments as name_and_arguments
 from .plugins import (
     code_of as code_of,
     import_module as import_module,

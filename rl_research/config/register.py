@@ -90,12 +90,13 @@ def _in_module(module: str, *names: str) -> Callable[[], Mapping[str, str]]:
     return lambda: {name: f"{module}:{name}" for name in names}
 
 
-def _gymnasium_wrappers() -> Mapping[str, str]:
-    """Return Gymnasium's wrappers by class name, and as ``frame_stack_observation``."""
+def _wrappers() -> Mapping[str, str]:
+    """Return Gymnasium's wrappers, and SB3's for Atari, by class name, and as ``frame_stack_observation``."""
     from gymnasium import wrappers
 
     names = [name for name in wrappers.__all__ if name not in _NO_WRAPPERS]
     found = {name: f"gymnasium.wrappers:{name}" for name in names}
+    found |= {"AtariWrapper": f"{_SB3}.atari_wrappers:AtariWrapper", "Monitor": f"{_SB3}.monitor:Monitor"}
     return {**found, **{re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower(): place for name, place in found.items()}}
 
 
@@ -126,7 +127,7 @@ activation = Kind(
 )
 optimizer = Kind("optimizer", "torch.optim:Optimizer", _in_module("torch.optim", "Adam", "AdamW", "RMSprop", "SGD"))
 schedule = Kind("schedule")
-wrapper = Kind("wrapper", "gymnasium:Wrapper", _gymnasium_wrappers)
+wrapper = Kind("wrapper", "gymnasium:Wrapper", _wrappers)
 vec_wrapper = Kind(
     "vec wrapper",
     f"{_SB3}.vec_env:VecEnvWrapper",

@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 import copyreg
+import importlib
 import io
 import os
 import pickle
+from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
 
-from rl_research.config import Config, did_you_mean, import_module, load_plugins, made, register, spelt
+from rl_research.config import (
+    Config,
+    did_you_mean,
+    import_module,
+    load_plugins,
+    made,
+    name_and_arguments,
+    register,
+    spelt,
+)
 from rl_research.errors import CannotRender, ConfigError
 from rl_research.training.env_wrappers import InWorker, Reporting, close, failure
 
@@ -129,10 +141,12 @@ def evaluation_env(config: Config, first_seed: int, copies: int) -> VecEnv:
 
     from rl_research.training.vec_envs import ReportingDummyVecEnv
 
-    def copy(i: int) -> gym.Env[Any, Any]:
-        env = _make(config)
+    def scored(i: int, env: gym.Env[Any, Any]) -> gym.Env[Any, Any]:
         limit = config.evaluation.max_steps or (env.spec and env.spec.max_episode_steps) or _MAX_STEPS
         return Monitor(SeededEpisodes(env, first_seed + copies - 1 - i, copies, limit))
+
+    def copy(i: int) -> gym.Env[Any, Any]:
+        return _make(config, partial(scored, i))
 
     return _wrapped(config, ReportingDummyVecEnv([partial(copy, i) for i in range(copies)]), training=False)
 
@@ -153,7 +167,8 @@ def film_env(config: Config, seed: int) -> VecEnv:
 
     def copy() -> gym.Env[Any, Any]:
         try:
-            return SeededEpisodes(_make(config, render_mode="rgb_array", disable_env_checker=True), seed)
+            seeded = partial(SeededEpisodes, first=seed)
+            return _make(config, seeded, render_mode="rgb_array", disable_env_checker=True)
         except TypeError as error:
             if "render_mode" not in str(error):
                 raise
@@ -162,16 +177,27 @@ def film_env(config: Config, seed: int) -> VecEnv:
     return _wrapped(config, ReportingDummyVecEnv([copy]), training=False)
 
 
-def _make(config: Config, **more: Any) -> gym.Env[Any, Any]:
-    """Make one copy, the same for whatever it is used."""
+def _make(
+    config: Config, count: Callable[[gym.Env[Any, Any]], gym.Env[Any, Any]] | None = None, **more: Any
+) -> gym.Env[Any, Any]:
+    """Make one copy, the same for whatever it is used.
+
+    *count* wraps it where its returns and episodes are counted: at the Monitor that ``env.wrappers`` names, else
+    around all wrappers.
+    """
+    from stable_baselines3.common.monitor import Monitor
+
     load_plugins(config.plugins)  # a worker process has not imported them
     import_module_of(config)
     limit = config.env.max_episode_steps
     bounds = {} if limit is None else {"max_episode_steps": limit}
     env = gym.make(config.env.id, **{**config.env.kwargs, **bounds, **more})
     for part in config.env.wrappers:
-        env = made("env.wrappers", register.wrapper, part, env)
-    return env
+        if count and register.wrapper.find("env.wrappers", name_and_arguments(part)[0]) is Monitor:
+            env, count = count(env), None
+        else:
+            env = made("env.wrappers", register.wrapper, part, env)
+    return count(env) if count else env
 
 
 def import_module_of(config: Config) -> None:
@@ -183,6 +209,9 @@ def import_module_of(config: Config) -> None:
     env_id = config.env.id
     name, colon, _ = env_id.rpartition(":")
     if not colon:
+        if env_id not in gym.registry:
+            with suppress(ImportError):
+                importlib.import_module("ale_py")  # registers Atari games; the extra `atari` brings it
         return
     if not (all(name.split(".")) and name.isprintable()):
         raise ConfigError(f"env.id={spelt(env_id)}: a module and an environment are written my_module:MyEnv-v0.")
@@ -205,12 +234,14 @@ def _wrapped(config: Config, venv: VecEnv, *, training: bool) -> VecEnv:
     SB3 adds a VecTransposeImage to training's alone, and outside of VecNormalize, so that the two differ. A
     VecNormalize that does not train is frozen and leaves rewards unscaled.
     """
-    from stable_baselines3.common.vec_env import VecNormalize, VecTransposeImage
+    from stable_baselines3.common.vec_env import VecNormalize
+
+    from rl_research.training.vec_envs import ContiguousImages
 
     for part in config.env.vec_wrappers:
         venv = made("env.vec_wrappers", register.vec_wrapper, part, venv)
     if _has_images_to_transpose(venv.observation_space):
-        venv = VecTransposeImage(venv)
+        venv = ContiguousImages(venv)
     if config.env.normalize is False:
         return venv
     given = {} if config.env.normalize is True else dict(config.env.normalize)
@@ -235,6 +266,8 @@ def check_env(config: Config, **more: Any) -> gym.Env[Any, Any]:
     except (gym.error.NameNotFound, gym.error.NamespaceNotFound, gym.error.VersionNotFound) as error:
         module, colon, name = env_id.rpartition(":")
         hint = did_you_mean(name, gym.registry, f"{module}{colon}") or f" {' '.join(str(error).split())}"
+        if env_id.startswith("ALE/") or "NoFrameskip" in env_id:
+            hint = " Atari games come with pip install 'rl-research[atari]'."
         raise ConfigError(f"env.id={env_id}: no such environment is registered.{hint}") from None
     except gym.error.DeprecatedEnv as error:
         raise ConfigError(f"env.id={env_id}: {error}") from None

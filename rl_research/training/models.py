@@ -33,6 +33,7 @@ _ACTIONS = {
     **dict.fromkeys(("crossq", "ddpg", "sac", "td3", "tqc"), ("Box",)),
     "ars": ("Box", "Discrete"),
     "maskable_ppo": ("Discrete", "MultiBinary", "MultiDiscrete"),
+    "recurrent_ppo": ("Box", "Discrete", "MultiDiscrete"),  # its buffer keeps bits as int8, which have no loss
 }
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
-from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecTransposeImage
 
 from rl_research.errors import EnvironmentFailed, EnvironmentFault
 from rl_research.training.env_wrappers import FAILURE, close
@@ -86,6 +86,17 @@ class ReportingSubprocVecEnv(SubprocVecEnv):
         how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"has ended with exit code {code}"
         why = "A machine that is short of memory does that." if code == -signal.SIGKILL else "Look for its words above."
         return EnvironmentFailed(f"env.vec_env=subproc: worker {number + 1} of {len(self.processes)} {how}. {why}")
+
+
+class ContiguousImages(VecTransposeImage):
+    """Images channels-first, in memory too: a convolution's last bits depend on that, and a pickle does not keep it."""
+
+    def transpose_observations(self, observations: Any) -> Any:
+        """Return *observations* with channels-first images."""
+        found = super().transpose_observations(observations)
+        if isinstance(found, dict):
+            return {key: np.ascontiguousarray(part) for key, part in found.items()}
+        return np.ascontiguousarray(found)
 
 
 class _Pipe:
