@@ -13,6 +13,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import ale_py  # noqa: F401  # registers Atari games
 import gymnasium as gym
 import pytest
 from pydantic import ValidationError

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import pytest
 from helpers import outcome, tiny
 from test_resume import _run, _stopped
 
-from rl_research.config import algorithm_class, load_config, takes_masks
+from rl_research.config import Config, algorithm_class, load_config, takes_masks
 from rl_research.errors import ConfigError
-from rl_research.training import preflight
+from rl_research.training import envs, preflight
 
 _PAGE = Path(__file__).parents[1] / "docs" / "algorithms.md"
 _POLICIES = {"arrays": "Mlp", "images": "Cnn", "Dict": "MultiInput"}
@@ -117,6 +120,28 @@ def test_masks_that_nobody_heeds_can_be_asked_for(tmp_path: Path) -> None:
     """With ``env.check=false`` another algorithm trains where actions are masked."""
     with preflight(load_config([f"runs_dir='{tmp_path}'", "env.id=space_envs:Masked-v0", "env.check=false"])) as ready:
         assert ready.config.algorithm.name == "ppo"
+
+
+@pytest.mark.slow
+def test_a_game_of_several_lives_is_one_episode(tiny_config: Callable[..., Config]) -> None:
+    """Within AtariWrapper a lost life ends an episode for learning; scores and seeds are the whole game's."""
+    words = ("env.id=BreakoutNoFrameskip-v4", "env.wrappers=[Monitor, AtariWrapper]", "algorithm.policy=CnnPolicy")
+    kwargs = "algorithm.params.policy_kwargs={features_extractor_kwargs: {features_dim: 8}}"
+    config = tiny_config(*words, kwargs, "env.vec_wrappers=[{VecFrameStack: {n_stack: 4}}]")
+    for make in (envs.training_env, partial(envs.evaluation_env, first_seed=7, copies=1)):
+        with closing(make(config)) as env:
+            assert env.observation_space.shape == (4, 84, 84)
+            env.seed(0)
+            env.action_space.seed(0)
+            env.reset()
+            lives, done, infos = 0, [False], [{}]
+            while "episode" not in infos[0]:
+                _, _, done, infos = env.step([env.action_space.sample()])
+                lives += bool(done[0])
+            assert lives == 5
+            assert infos[0]["episode"]["l"] > 5 * 4
+            if env.has_attr("next_seed"):
+                assert env.get_attr("next_seed") == [9]
 
 
 @pytest.mark.slow

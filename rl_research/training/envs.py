@@ -111,7 +111,16 @@ def put_state(env: object, state: dict[str, Any]) -> None:
 
 
 def _in_worker(trainer: int, env: gym.Env[Any, Any]) -> gym.Env[Any, Any]:
-    return InWorker(Restorable(env), trainer)
+    return InWorker(_restorable(env), trainer)
+
+
+def _restorable(env: gym.Env[Any, Any]) -> Restorable:
+    """Return *env*, which SB3 has put into a Monitor, as `Restorable`; without that if env.wrappers names another."""
+    from stable_baselines3.common.env_util import is_wrapped
+    from stable_baselines3.common.monitor import Monitor
+
+    assert isinstance(env, Monitor)
+    return Restorable(env.env if is_wrapped(env.env, Monitor) else env)
 
 
 def training_env(config: Config) -> VecEnv:
@@ -127,7 +136,7 @@ def training_env(config: Config) -> VecEnv:
         seed=config.experiment.seed,
         vec_env_cls=ReportingSubprocVecEnv if in_workers else ReportingDummyVecEnv,
         vec_env_kwargs={"start_method": config.env.start_method} if in_workers else None,
-        wrapper_class=partial(_in_worker, os.getpid()) if in_workers else Restorable,
+        wrapper_class=partial(_in_worker, os.getpid()) if in_workers else _restorable,
     )
     return _wrapped(config, venv, training=True)
 
@@ -211,7 +220,8 @@ def import_module_of(config: Config) -> None:
     if not colon:
         if env_id not in gym.registry:
             with suppress(ImportError):
-                importlib.import_module("ale_py")  # registers Atari games; the extra `atari` brings it
+                ale_py = importlib.import_module("ale_py")  # registers Atari games; the extra `atari` brings it
+                ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
         return
     if not (all(name.split(".")) and name.isprintable()):
         raise ConfigError(f"env.id={spelt(env_id)}: a module and an environment are written my_module:MyEnv-v0.")
