@@ -132,4 +132,4 @@ def printable(text: str) -> str:
     """Return *text* with what a terminal would obey spelt out, but for the ends of lines."""
     if text.isprintable():
         return text
-    return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)

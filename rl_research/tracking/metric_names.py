@@ -138,7 +138,9 @@ class Names:
         """Write name, description and first step of every metric to *path*, as Markdown."""
         if not self.first_step:
             return
-        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []  # an earlier segment's
+        lines = (
+            path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
+        )  # an earlier segment's
         rows = {row[1]: (row[2], int(row[3])) for line in lines if (row := _TABLE_ROW.fullmatch(line))}
         for name, step in self.first_step.items():
             meaning = self.descriptions.get(name) or KNOWN.get(name, "")

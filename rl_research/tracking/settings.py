@@ -113,7 +113,8 @@ def _wandb_section(section: object) -> WandbSettings:
         found["tags"] = [tag for part in launch["tags"].split(",") if (tag := part.strip())]
     if (mode := launch.get("mode", "offline")) not in ("online", "offline", "disabled", *_SYNONYMS):
         raise ConfigError(
-            f"WANDB_MODE={mode} is not supported: one process writes one run. Use online, offline or disabled."
+            f"WANDB_MODE={in_a_line(mode)} is not supported: one process writes one run. "
+            "Use online, offline or disabled."
         )
     if isinstance(chosen := found.get("mode"), str):
         found["mode"] = _SYNONYMS.get(chosen, chosen)
@@ -130,8 +131,9 @@ def _run_id(given: str | None, settings: Mapping[str, object]) -> str:
     run_id = secrets.token_hex(6) if run_id is None else run_id
     found = provenance.text(run_id) if isinstance(run_id, str | int) else ""
     if not _RUN_ID.fullmatch(found):
+        said = in_a_line(found) if found else shown(run_id)
         raise ConfigError(
-            f"run_id={in_a_line(found) if found else shown(run_id)}: use 1 to 64 letters, digits, '-', '_' and '.'. For instance run_id=my-run_1."
+            f"run_id={said}: use 1 to 64 letters, digits, '-', '_' and '.'. For instance run_id=my-run_1."
         )
     return found
 
