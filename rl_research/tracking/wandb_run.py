@@ -180,7 +180,7 @@ def _init(settings: RunSettings, config: Mapping[str, object], mode: str, second
 @contextmanager
 def _refusals_in_a_line() -> Iterator[None]:
     """Raise `ConfigError` for a variable, or a line of a file, that W&B refuses in its own words."""
-    from wandb import UsageError
+    from wandb.errors import UsageError
 
     try:
         yield
