@@ -1,11 +1,12 @@
 """What uploads beside training cost the training: the same runs with and without a store, taken in turns.
 
-    python benchmarks/upload_overhead.py [--rounds 5] [--steps 100000] [--url URL]
+    python benchmarks/upload_overhead.py [--rounds 5] [--steps 100000] [--url URL] [--option KEY=VALUE …]
 
 Each pair trains the same bits; printed is the ratio of the seconds in training, pair by pair, and its
 median: on the clock, which only an idle machine makes worth reading, and of the training thread's own
 processor time, which leaves out what it waits for the interpreter's lock. The store is a folder unless
-*URL* names another. The ten checkpoints of the 100,000 steps of `cartpole_ppo` come 2.5 times as often as
+*URL* names another; behind a proxy that answers a share of requests with 503 (`--option endpoint_url=…`) it shows
+what hiccups cost. The ten checkpoints of the 100,000 steps of `cartpole_ppo` come 2.5 times as often as
 by default, some two seconds apart.
 """
 
@@ -24,22 +25,25 @@ from rl_research.training import stages
 from rl_research.uploads.queue import background_uploads
 
 
-def overhead(runs_dir: Path, url: str, *, rounds: int = 5, steps: int = 100_000) -> list[tuple[float, float]]:
+def overhead(
+    runs_dir: Path, url: str, *, rounds: int = 5, steps: int = 100_000, options: Sequence[str] = ()
+) -> list[tuple[float, float]]:
     """Training with uploads over training without, for each pair of runs: on the clock, and in its thread.
 
     The clock stops when training has ended, before what is left is flushed. A short run, which is not
     counted, imports and connects.
     """
-    _seconds(runs_dir, "warm-up", url, 2_000)
+    words = [f"storage.url='{url}'", *(f"storage.options.{option}" for option in options)]
+    _seconds(runs_dir, "warm-up", words, 2_000)
     pairs = []
     for number in range(rounds):
-        order = [None, url] if number % 2 else [url, None]  # neither is always the first
-        seconds = {place: _seconds(runs_dir, f"round-{number}-{place is not None}", place, steps) for place in order}
-        pairs.append((seconds[url][0] / seconds[None][0], seconds[url][1] / seconds[None][1]))
+        order = [False, True] if number % 2 else [True, False]  # neither is always the first
+        found = {sent: _seconds(runs_dir, f"round-{number}-{sent}", words if sent else [], steps) for sent in order}
+        pairs.append((found[True][0] / found[False][0], found[True][1] / found[False][1]))
     return pairs
 
 
-def _seconds(runs_dir: Path, run_id: str, url: str | None, steps: int) -> tuple[float, float]:
+def _seconds(runs_dir: Path, run_id: str, storage: Sequence[str], steps: int) -> tuple[float, float]:
     words = [
         "experiment=cartpole_ppo",
         f"experiment.total_timesteps={steps}",
@@ -49,7 +53,7 @@ def _seconds(runs_dir: Path, run_id: str, url: str | None, steps: int) -> tuple[
         "wandb=disabled",
         f"runs_dir='{runs_dir}'",
         f"run_id={run_id}",
-        *([] if url is None else [f"storage.url='{url}'"]),
+        *storage,
     ]
     with open_run(compose_experiment(words)) as run, background_uploads(run) as uploads:
         began, worked = time.perf_counter(), time.thread_time()
@@ -71,10 +75,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=100_000)
     parser.add_argument("--url", help="where the uploads go (default: a temporary folder)")
+    parser.add_argument("--option", action="append", default=[], metavar="KEY=VALUE", help="of the store's client")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         url = given.url or f"{folder}/store"
-        ratios = overhead(Path(folder, "runs"), url, rounds=given.rounds, steps=given.steps)
+        ratios = overhead(Path(folder, "runs"), url, rounds=given.rounds, steps=given.steps, options=given.option)
     report(ratios)
 
 

@@ -20,16 +20,22 @@ Connection failures are none of these: they keep the type their library gave the
 shows its traceback.
 """
 
+import reprlib
 from collections.abc import Mapping
 from typing import Any
 
 _LINE = 600  # characters
+_REPR = reprlib.Repr()
+_REPR.maxstring, _REPR.maxother, _REPR.maxlevel = 100, 100, 3
 
 
 class RLResearchError(Exception):
     """Base of every error that this package raises on purpose; its text says what to do."""
 
     exit_code = 2
+
+    def __str__(self) -> str:
+        return printable(str(self.args[0])) if self.args else ""
 
 
 class ConfigError(RLResearchError):
@@ -85,9 +91,6 @@ class EnvironmentFailed(RLResearchError):
         super().__init__(message, trace)
         self.trace = trace
 
-    def __str__(self) -> str:
-        return str(self.args[0])
-
 
 class StudyUnfinished(RLResearchError):
     """Raised when a study has come to its end and members of it have not; *result* is what it came to."""
@@ -97,9 +100,6 @@ class StudyUnfinished(RLResearchError):
     def __init__(self, message: str, result: Mapping[str, Any]):
         super().__init__(message, result)
         self.result = result
-
-    def __str__(self) -> str:
-        return str(self.args[0])
 
 
 class Interrupted(RLResearchError):
@@ -113,5 +113,23 @@ class Interrupted(RLResearchError):
 
 def in_a_line(error: object) -> str:
     """Return what *error* says, in one line; some clients answer in whole paragraphs."""
-    text = " ".join(str(error).split())
+    try:
+        text = printable(" ".join(str(error).split()))
+    except Exception:  # noqa: BLE001  # of an error of the user's own
+        text = ""
     return (text if len(text) <= _LINE else f"{text[:_LINE]} …") or type(error).__name__
+
+
+def shown(value: object) -> str:
+    """Return a short ``repr`` of *value* in a line, whatever its own does and however large it is."""
+    try:
+        return printable(" ".join(_REPR.repr(value).split()))
+    except Exception:  # noqa: BLE001  # of an object of the user's own, or an integer of thousands of digits
+        return f"a {type(value).__name__}"
+
+
+def printable(text: str) -> str:
+    """Return *text* with what a terminal would obey spelt out, but for the ends of lines."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from typing import Any
 
 import gymnasium as gym
@@ -56,10 +57,41 @@ class Raises(Sound):
         """Fail in the third episode, unless it was seeded otherwise."""
         found = super().step(action)
         if self.is_time and self.seeded in self.given.get("seeds", [self.seeded]):
-            raise {"runtime": RuntimeError, "connection": ConnectionResetError, "exit": SystemExit}[
-                self.given.get("error", "runtime")
-            ]("simulator failed")
+            raise {
+                "runtime": RuntimeError, "connection": ConnectionResetError, "exit": SystemExit, "words": _WithoutWords
+            }[self.given.get("error", "runtime")]("simulator failed")  # fmt: skip
         return found
+
+
+class _WithoutWords(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("no words")
+
+
+class Returns(Sound):
+    """Returns in `step`, once, whatever its argument *what* says."""
+
+    def step(self, action: Any) -> Any:
+        """Return something or other in the third episode."""
+        found = list(super().step(action))
+        if not self.is_time:
+            return tuple(found)
+        place, value = {
+            "five numbers": (0, np.zeros(5, np.float32)), "no observation": (0, None), "a word": (0, "word"),
+            "no info": (4, None), "an episode": (4, {"episode": 3}), "success": (4, {"is_success": "maybe"}),
+            "a lock": (4, {"lock": threading.Lock()}),
+        }[self.given["what"]]  # fmt: skip
+        found[place] = value
+        return tuple(found)
+
+
+class CannotBeMade(Sound):
+    """Raises in its constructor."""
+
+    def __init__(self, error: str, **given: Any):
+        super().__init__(**given)
+        errors = {"file": FileNotFoundError(2, "no file", "mesh.xml"), "exit": SystemExit(3), "words": _WithoutWords()}
+        raise errors[error]
 
 
 class Dies(Sound):
@@ -248,6 +280,8 @@ class Shows(Sound):
             return np.zeros((64 + 2 * self.t, 64, 3), np.uint8)
         if shown == "raises":
             raise RuntimeError("no brush")
+        if shown == "exits":
+            raise SystemExit(5)
         return frames[shown]
 
 

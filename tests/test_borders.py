@@ -23,7 +23,9 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 
 from rl_research.cli import command
 from rl_research.errors import ConfigError
+from rl_research.tracking import resolve_settings
 
+_VARIABLES = ("MODE", "DIR", "PROJECT", "ENTITY", "RUN_GROUP", "TAGS", "NAME", "NOTES", "JOB_TYPE", "RUN_ID")
 _TRAIN = [sys.executable, "-m", "rl_research", "train"]
 _QUIET = ("wandb.mode=disabled",)
 _ENV = """
@@ -283,6 +285,40 @@ def test_a_wrong_variable_is_a_line(tmp_path: Path, name: str, value: str, said:
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1, done.stderr
     assert said in done.stderr
+
+
+@pytest.mark.slow
+def test_a_variable_that_wandb_refuses_is_a_line(tmp_path: Path) -> None:
+    """It names W&B's setting, its value and the choices."""
+    code = (
+        "from rl_research.tracking import ExperimentLogger\nfrom rl_research.errors import ConfigError\n"
+        "try:\n    ExperimentLogger({'wandb': {'mode': 'offline'}})\nexcept ConfigError as error:\n    print(error)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment(WANDB_CONSOLE="banana"), capture_output=True,
+        text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.stdout.startswith("W&B's settings cannot be used: console='banana': Input should be 'auto', 'off',")
+    assert len(done.stdout.splitlines()) == 1
+
+
+@settings(max_examples=200, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(
+    st.dictionaries(
+        st.sampled_from([f"WANDB_{name}" for name in _VARIABLES]),
+        st.binary(max_size=12).map(lambda data: os.fsdecode(data.replace(b"\0", b"0"))) | st.just("x" * 5000),
+        min_size=1, max_size=3,
+    )
+)  # fmt: skip
+def test_no_variables_lead_to_a_traceback(variables: dict[str, str]) -> None:
+    """What a launcher may set, in any bytes, makes settings that W&B's log can hold, or printable lines."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in variables.items():
+            patch.setenv(name, value)
+        try:
+            resolve_settings({}).wandb.model_dump_json().encode()
+        except ConfigError as error:
+            assert all(0 < len(line) < 1000 and line.isprintable() for line in str(error).splitlines())
 
 
 @pytest.mark.slow

@@ -34,6 +34,13 @@ def _train(config: Config) -> None:
         train_run(run)
 
 
+def _play(env: Any) -> None:
+    """Play until a third episode has ended."""
+    env.reset()
+    for _ in range(60):
+        env.step(np.array([0]))
+
+
 def _workers() -> set[int]:
     """Return the processes that this one's fork server has started, and that live."""
     listed = subprocess.run(["ps", "-A", "-o", "pid=,ppid=,stat=,args="], capture_output=True, text=True, check=True)
@@ -65,6 +72,50 @@ def test_an_error_of_the_environment_is_told_in_its_own_words(
     record = read_record(config.run_dir)
     assert record is not None
     assert (record.status, record.error) == ("failed", str(failed.value))
+
+
+def test_an_error_without_words_is_told_by_its_name(tiny_config: TinyConfig) -> None:
+    """An exception whose own text raises is no bug of ours."""
+    with pytest.raises(EnvironmentFailed, match=r"step\(\) raised _WithoutWords\.$"):
+        _train(tiny_config("env.id=failing_envs:Raises-v0", "env.kwargs={error: words}", *_LONG))
+
+
+@pytest.mark.parametrize("error", ["file", "exit", "words"])
+def test_an_environment_that_cannot_be_made_is_told(tiny_config: TinyConfig, error: str) -> None:
+    """Also if it is the second copy that cannot, as where a port is taken."""
+    config = tiny_config("env.id=failing_envs:CannotBeMade-v0", f"env.kwargs={{error: {error}}}")
+    for make in (preparation.preflight, envs.training_env, lambda config: envs.evaluation_env(config, 0, 1)):
+        with pytest.raises(EnvironmentFailed, match=r"env.id=failing_envs:CannotBeMade-v0: its constructor raised"):
+            make(config)
+
+
+@pytest.mark.parametrize("vec_env", ["dummy", pytest.param("subproc", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("what", "said"),
+    [
+        ("five numbers", "the observation, array.* does not have the form of its space"),
+        ("no observation", "the observation, None, does not have"),
+        ("a word", "the observation, 'word', does not have"),
+        ("no info", "must return five values, the last of them a dict"),
+        ("an episode", "'episode', where Stable-Baselines3 keeps"),
+        ("success", "is_success must be true or false, not 'maybe'"),
+    ],
+)
+def test_what_cannot_be_used_is_the_environment_s(tiny_config: TinyConfig, what: str, said: str, vec_env: str) -> None:
+    """However late it returns that, the line names environment, step and seed."""
+    env = envs.training_env(
+        tiny_config("env.id=failing_envs:Returns-v0", f"env.kwargs={{what: {what}}}", f"env.vec_env={vec_env}")
+    )
+    with pytest.raises(EnvironmentFault, match=f"env.id=Returns-v0, step 5 of episode 3 since .* seed 0: .*{said}"):
+        _play(env)
+    env.close()
+
+
+def test_an_info_that_cannot_be_copied_is_told(tiny_config: TinyConfig) -> None:
+    """SB3 copies every info."""
+    env = envs.training_env(tiny_config("env.id=failing_envs:Returns-v0", "env.kwargs={what: a lock}"))
+    with pytest.raises(EnvironmentFault, match=r"cannot be copied, such as an object in its info: .*lock"):
+        _play(env)
 
 
 @pytest.mark.slow
@@ -151,6 +202,28 @@ def test_numbers_that_are_not_finite_are_the_environment_s(
     assert f"env.id=NotFinite-v0, step {at} of episode 3 since the reset with seed 0" in str(fault.value)
     assert said in str(fault.value)
     assert "learning_rate" not in str(fault.value)
+
+
+@pytest.mark.slow
+def test_an_exact_resume_knows_its_step(tiny_config: TinyConfig) -> None:
+    """The line counts steps and episodes from the run's start, not from the resume."""
+    words = ("env.id=failing_envs:Raises-v0", "env.kwargs={at: 15}", *_LONG[1:], "env.n_envs=1")
+    with open_run(Experiment(tiny_config(*words, "experiment.total_timesteps=48"))) as run:
+        train_run(run)
+    config = tiny_config(*words, "experiment.total_timesteps=96")
+    with pytest.raises(EnvironmentFailed, match="step 15 of episode 3 since the reset with seed 0"):
+        _train(config)
+
+
+def test_a_word_is_said_before_a_long_episode_is_cut(tiny_config: TinyConfig, caplog: pytest.LogCaptureFixture) -> None:
+    """An episode that may have 100,000 steps is named, with the remedy, after 10,000."""
+    env = envs.evaluation_env(tiny_config("env.id=failing_envs:Endless-v0"), 0, 1)
+    env.reset()
+    for _ in range(10_000):
+        env.step(np.array([0]))
+    (said,) = [record.message for record in caplog.records if record.name.endswith("envs")]
+    assert said.startswith("env.id=Endless-v0: an evaluation's episode has not ended within 10,000 steps")
+    assert "env.max_episode_steps=N" in said
 
 
 def test_an_episode_without_an_end_is_cut_in_evaluations(
@@ -272,6 +345,7 @@ def test_a_frame_is_shown_as_it_looks(tiny_config: TinyConfig, shown: str, grey:
                 ("text", "dtype"),
                 ("growing", "ValueError"),
                 ("raises", "no brush"),
+                ("exits", "SystemExit: 5"),
             ]
         ),
     ],

@@ -75,6 +75,7 @@ ODD: dict[str, Any] = {
     "date": np.datetime64("2020"), "meta tensor": torch.empty(1, device="meta"), "sparse": torch.ones(1).to_sparse(),
     "broken mapping": _Broken(), "broken object": _WithoutShape(), "generator": (i for i in ()), "class": int,
     "surrogate": "a\udcffb", "zero byte": "a\0b", "bytes": b"\xff", "none": None, "set": {1, "a"}, "text": "x",
+    "long": "x" * 10_000, "lines": "a\nb\x1b[31m", "path": Path("somewhere"), "array": np.zeros(3),
     "keys": {1: 2, (1, 2): 3, None: 4, _WithoutShape(): 5, "a\udcff": 6, 10**6000: 7},
 }  # fmt: skip
 METHODS: dict[str, Callable[[ExperimentLogger, Any], object]] = {
@@ -88,6 +89,30 @@ METHODS: dict[str, Callable[[ExperimentLogger, Any], object]] = {
     "image": lambda logger, value: logger.log_image("image", value),
     "caption": lambda logger, value: logger.log_image("image", np.zeros((8, 8, 3), np.uint8), caption=value),
     "metadata": lambda logger, value: logger.log_checkpoint("art", "/nowhere", {}, {"x": value}),
+    "all metadata": lambda logger, value: logger.log_checkpoint("art", "/nowhere", {}, value),
+    "artifact": lambda logger, value: logger.log_checkpoint(value, "/nowhere", {}, {}),
+    "uri": lambda logger, value: logger.log_checkpoint("art", value, {}, {}),
+    "alias": lambda logger, value: logger.log_checkpoint("art", "/nowhere", {}, {}, [value]),
+    "step": lambda logger, value: logger.log_metrics({"z": 1.0}, step=value),
+    "name": lambda logger, value: logger.log_image(value, np.zeros((8, 8, 3), np.uint8)),
+    "film": lambda logger, value: logger.log_video("film", value),
+    "frame": lambda logger, value: logger.log_video("film", [value]),
+    "fps": lambda logger, value: logger.log_video("film", np.zeros((2, 16, 16, 3), np.uint8), fps=value),
+}
+#: What the logger is opened with; a configuration's mistakes have a line each.
+ARGUMENTS: dict[str, Callable[[Any], dict[str, Any]]] = {
+    "config": lambda value: {"config": value},
+    "env": lambda value: {"env": value},
+    "run_id": lambda value: {"run_id": value},
+    "run_dir": lambda value: {"run_dir": value},
+    **{
+        key: lambda value, key=key: {"config": {"wandb": {"mode": "disabled"}, key: value}}  # type: ignore[misc]
+        for key in ("run_id", "runs_dir", "env", "experiment", "wandb")
+    },
+    **{
+        f"wandb.{key}": lambda value, key=key: {"config": {"wandb": {"mode": "disabled", key: value}}}  # type: ignore[misc]
+        for key in ("project", "tags", "mode", "dir", "max_rows", "fallback", "init_timeout", "unknown")
+    },
 }
 
 
@@ -100,13 +125,14 @@ def logger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Experime
         yield opened
 
 
-def _taken(act: Callable[[], object]) -> bool:
-    """Whether *act* does what it is to do; else it raises one line of ours."""
+def _taken(act: Callable[[], object], lines: int = 1) -> bool:
+    """Whether *act* does what it is to do; else it raises one line of ours, or so many."""
     try:
         act()
     except (LoggingError, ConfigError) as error:
-        assert "\n" not in str(error)
-        assert 0 < len(str(error)) < 1000
+        said = str(error).split("\n")
+        assert len(said) <= lines
+        assert all(0 < len(line) < 1000 and line.isprintable() for line in said)
         return False
     return True
 
@@ -123,6 +149,16 @@ def test_no_value_gets_anything_but_a_line(method: str, logger: ExperimentLogger
     for value in (*ODD.values(), *mixed):
         _taken(lambda value=value: METHODS[method](logger, value))  # type: ignore[misc]
     assert _taken(lambda: logger.log_metrics({"after": 1.0})), "the logger goes on"
+
+
+@pytest.mark.parametrize("argument", ARGUMENTS)
+def test_no_argument_gets_anything_but_a_line(argument: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A logger opens with every odd value, or refuses it in a line; it does not hang over what it would say."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WANDB_MODE", "disabled") if argument != "wandb.mode" else None
+    for value in ODD.values():
+        given = {"config": {"wandb": {"mode": "disabled"}}, "run_dir": tmp_path / "run", **ARGUMENTS[argument](value)}
+        _taken(lambda given=given: ExperimentLogger(**given).finish(), lines=10)  # type: ignore[misc]
 
 
 def test_a_logger_opens_with_a_configuration_in_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -215,3 +215,12 @@ def test_a_file_that_is_none_is_empty(tmp_path: Path) -> None:
     assert read_progress(path) == []
     ProgressFile(path)({"a": 1}, 5)
     assert _read(path) == [{"global_step": "5", "a": "1"}]
+
+
+def test_damaged_bytes_cost_their_row_alone(tmp_path: Path) -> None:
+    """Zeros, other bytes and rows of another length in ``progress.csv`` end no run."""
+    path = tmp_path / "progress.csv"
+    path.write_bytes(b"global_step,a\n10,1\n\0\0\xff,2\n20\n30,1,2\nx,1\n40,\xe2\x80\xa8\n5")
+    assert [row["global_step"] for row in read_progress(path)] == ["10", "40"]
+    ProgressFile(path).rewind(20)
+    assert path.read_text() == "global_step,a\n10,1\n"

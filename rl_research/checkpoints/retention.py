@@ -74,8 +74,9 @@ def prune(run_dir: Path, retention: Retention, in_use: Collection[str] = ()) -> 
 def prune_store(store: Store, retention: Retention) -> list[Checkpoint]:
     """Do the same in a run's *store*, with the replay segments that nothing needs; return what stays."""
     stay, gone = _remove_all_but(store, retention)
-    if gone and (needed := needed_segments(store)) is not None:
-        for segment in {name for checkpoint in gone for name in checkpoint.segments} - needed:
+    segments = {name for checkpoint in gone for name in checkpoint.segments}
+    if segments and (needed := needed_segments(store)) is not None:  # which reads every manifest again
+        for segment in segments - needed:
             store.remove(f"{REPLAY}/{segment}")
     return stay
 

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
-from rl_research.errors import ConfigError
+from rl_research.errors import ConfigError, in_a_line
 
 _SUBJECT = re.compile(r"^(Input|String|Value|List|Tuple|Dictionary) should ")
 _REASONS = {
@@ -119,7 +119,7 @@ def _setting(details: ErrorDetails, fields: Fields) -> str:
 
 
 def _line(where: str, found: list[ErrorDetails], fields: Fields, prefix: str) -> str:
-    kind, full, value = found[0]["type"], prefix + where, found[0]["input"]
+    kind, full, value = found[0]["type"], in_a_line(prefix + where), found[0]["input"]
     if kind == "extra_forbidden":
         return f"'{full}' is not a setting.{_similar_setting(where, fields, prefix)}"
     setting = re.sub(r"(\.\d+)+$", "", where)  # without a member's index in a list

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from rl_research.config import Config, Experiment, validated
-from rl_research.errors import ConfigError
+from rl_research.errors import ConfigError, in_a_line
 from rl_research.runs.record import DESCRIPTION
 from rl_research.system import MASK, without_password, write_atomically
 from rl_research.tracking import public
@@ -51,17 +51,17 @@ def read_description(folder: Path) -> Config:
     path = folder / DESCRIPTION
     try:
         found = yaml.safe_load(path.read_text())
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path}: {error}") from None
-    if not isinstance(found, dict):
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path}: {in_a_line(error)}") from None
+    if not isinstance(found, dict) or not isinstance(given := found.get("storage") or {}, dict):
         raise ConfigError(f"{path}: no configuration")
-    storage = dict(found.get("storage") or {})
+    storage = dict(given)
     if MASK in str(storage.get("url")):
         raise ConfigError(
             f"storage.url={storage['url']}: its secret is not kept in {path}. "
             "Start the run again with it, or give the secret by the environment."
         )
-    storage["options"] = _unmasked(storage.get("options") or {})
+    storage["options"] = _unmasked(options) if isinstance(options := storage.get("options") or {}, dict) else options
     return validated(Config, {**found, "storage": storage})
 
 

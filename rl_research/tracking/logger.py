@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rl_research.config import Config
-from rl_research.errors import ConfigError, LoggingError
+from rl_research.errors import ConfigError, LoggingError, shown
 from rl_research.system import unused
 from rl_research.tracking import media, provenance, saved_policy, wandb_private, wandb_run
 from rl_research.tracking.metric_names import GLOBAL_STEP, Names, check_name
@@ -207,9 +207,9 @@ class ExperimentLogger:
         to *metadata*, ``latest`` and ``step-N`` to *aliases*.
         """
         self._check_open()
-        saved_policy.check_artifact(name, metadata := metadata or {}, aliases)
+        given = saved_policy.check_artifact(name, metadata, aliases)
         path, facts = saved_policy.save_policy(model, self.dir / "models", name)
-        facts = {**metadata, **facts, "run_id": self.run_id}
+        facts = {**given, **facts, "run_id": self.run_id}
         if self.run is not None:
             artifact = wandb_run.new_artifact(name, facts)
             for file in sorted(path.parent.iterdir()):
@@ -232,8 +232,10 @@ class ExperimentLogger:
         `ConnectionError` says that the server has not taken it, and nothing has been logged.
         """
         self._check_open()
-        saved_policy.check_artifact(name, metadata, aliases)
-        facts = {**metadata, "uri": uri}
+        facts = {**saved_policy.check_artifact(name, metadata, aliases), "uri": uri}
+        _check_mapping(files, "log_checkpoint")
+        if not isinstance(uri, str):
+            raise LoggingError(f"uri={shown(uri)} must be a URL or a path, as text.")
         if self.run is not None:
             artifact = wandb_run.new_artifact(name, facts)
             base = uri.rstrip("/") if "://" in uri else Path(uri).absolute().as_uri()

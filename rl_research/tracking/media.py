@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rl_research.errors import LoggingError, in_a_line
+from rl_research.errors import LoggingError, in_a_line, shown
 from rl_research.system import replacing
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def write_video(pixels: Pixels, path: str | os.PathLike[str], fps: float = 30) -
     if target.suffix.lower() != ".mp4":
         raise LoggingError(f"{target.name!r}: a video is written as mp4: {target.stem}.mp4.")
     if not (isinstance(fps, (int, float, np.number)) and 0 < fps <= 1000):
-        raise LoggingError(f"fps={fps!r}: give frames per second between 0 and 1000, such as 30.")
+        raise LoggingError(f"fps={shown(fps)}: give frames per second between 0 and 1000, such as 30.")
     from moviepy.video.io.ImageSequenceClip import ImageSequenceClip
 
     clip = ImageSequenceClip(list(pixels), fps=float(fps))
@@ -79,8 +79,8 @@ def write_video(pixels: Pixels, path: str | os.PathLike[str], fps: float = 30) -
 def video_path(path: str | os.PathLike[str], name: str = "video") -> Path:
     """Return *path* if a film is there that can be logged as it is; raise `LoggingError` if not."""
     found = Path(path)
-    if not found.is_file():
-        raise LoggingError(f"video {name!r}: there is no file {str(path)!r}.")
+    if not os.path.isfile(path):  # noqa: PTH113  # is False where Path's own raises: a name that is too long
+        raise LoggingError(f"video {name!r}: there is no file {shown(path)}.")
     if found.suffix.lower() not in VIDEO_SUFFIXES:
         raise LoggingError(
             f"video {name!r}: {found.name!r} is not {', '.join(VIDEO_SUFFIXES)}; convert it, or give the frames."
@@ -89,10 +89,10 @@ def video_path(path: str | os.PathLike[str], name: str = "video") -> Path:
 
 
 def _stack(video: Any, name: str) -> NDArray[Any]:
-    if hasattr(video, "shape"):
-        return _array(video, name)
     if not isinstance(video, Iterable):
         raise LoggingError(f"video {name!r} is of type {type(video).__name__}; give frames or a path.")
+    if hasattr(video, "shape"):
+        return _array(video, name)
     frames = [image_pixels(frame, f"{name}[{t}]") for t, frame in enumerate(video)]
     if not frames:
         raise LoggingError(f"video {name!r} has no frames. Record at least one.")
@@ -103,26 +103,25 @@ def _stack(video: Any, name: str) -> NDArray[Any]:
 
 def _array(image: Any, name: str) -> NDArray[Any]:
     """Return the numbers of whatever shows a picture."""
-    if hasattr(image, "savefig"):  # a matplotlib figure
-        image.savefig(png := io.BytesIO(), format="png")
-        image = png
-    if isinstance(image, str | os.PathLike | io.BytesIO):
-        from PIL import Image
+    is_file = isinstance(image, str | os.PathLike)
+    try:
+        if hasattr(image, "savefig"):  # a matplotlib figure
+            image.savefig(png := io.BytesIO(), format="png")
+            image = png
+        if isinstance(image, str | os.PathLike | io.BytesIO):
+            from PIL import Image
 
-        try:
             with Image.open(image) as picture:
                 return _decoded(picture)
-        except Exception as error:  # noqa: BLE001  # a decoder's own, besides PIL's and the disk's
-            raise LoggingError(f"image {name!r} cannot be read: {in_a_line(error)}.") from None
-    if hasattr(image, "convert") and hasattr(image, "mode"):  # a PIL image
-        return _decoded(image)
-    try:
+        if hasattr(image, "convert") and hasattr(image, "mode"):  # a PIL image
+            return _decoded(image)
         if hasattr(image, "detach"):  # a torch tensor; bfloat16 has no NumPy type
             image = image.detach().cpu()
             image = image.float().numpy() if image.is_floating_point() else image.numpy()
         return np.asarray(image)
-    except Exception as error:  # noqa: BLE001  # of torch or of the object's own
-        raise LoggingError(f"{name!r} is not an array of numbers: {in_a_line(error)}.") from None
+    except Exception as error:  # noqa: BLE001  # a decoder's, torch's or the object's own
+        what = f"image {name!r} cannot be read" if is_file else f"{name!r} is not an array of numbers"
+        raise LoggingError(f"{what}: {in_a_line(error)}.") from None
 
 
 def _decoded(picture: Image.Image) -> NDArray[Any]:

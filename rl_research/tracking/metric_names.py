@@ -10,11 +10,10 @@ import difflib
 import logging
 import math
 import re
-import reprlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from rl_research.errors import LoggingError
+from rl_research.errors import LoggingError, shown
 from rl_research.system import write_text
 
 log = logging.getLogger(__name__)
@@ -62,15 +61,13 @@ _LIKENESS = 0.92  # 'eval/mean_rewrd' is as like as this; 'rollout/ep_rew_max' i
 _PART = r"(?!\.+(?:/|$))[A-Za-z0-9_.-](?:[A-Za-z0-9_. -]*[A-Za-z0-9_.-])?"
 _NAME = re.compile(rf"(?!_){_PART}(?:/{_PART})*")
 _FORBIDDEN = re.compile(r"[^A-Za-z0-9_./ -]+")
-_REPR = reprlib.Repr()
-_REPR.maxstring = _REPR.maxother = 100
 _TABLE_ROW = re.compile(r"\| ([^|]+) \| (.*) \| (\d+) \|")  # name, description, first step
 
 
 def check_name(name: object) -> str:
     """Return *name* if it may name a metric, an image or a video; else raise `LoggingError`."""
     if not isinstance(name, str):
-        raise LoggingError(f"metric name {shown(name)} is not a string. Use for instance 'custom/{name}'.")
+        raise LoggingError(f"metric name {shown(name)} is not a string. Use for instance 'custom/name'.")
     if name == GLOBAL_STEP:
         raise LoggingError("'global_step' is the x axis of every chart. Give it as step=….")
     if len(name) > MAX_LENGTH:
@@ -80,15 +77,7 @@ def check_name(name: object) -> str:
             f"{name!r} cannot name a metric: use letters, digits, '_', '-', '.' and inner spaces, "
             f"grouped by single slashes, not starting with '_'.{_mended(name)}"
         )
-    return name
-
-
-def shown(value: object) -> str:
-    """Return a short ``repr`` of *value* in a line, whatever its own does."""
-    try:
-        return " ".join(_REPR.repr(value).split())
-    except Exception:  # noqa: BLE001  # of an object of the user's own, or an integer of thousands of digits
-        return f"a {type(value).__name__}"
+    return str(name)
 
 
 def _mended(name: str) -> str:
@@ -149,7 +138,9 @@ class Names:
         """Write name, description and first step of every metric to *path*, as Markdown."""
         if not self.first_step:
             return
-        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []  # an earlier segment's
+        lines = (
+            path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
+        )  # an earlier segment's
         rows = {row[1]: (row[2], int(row[3])) for line in lines if (row := _TABLE_ROW.fullmatch(line))}
         for name, step in self.first_step.items():
             meaning = self.descriptions.get(name) or KNOWN.get(name, "")

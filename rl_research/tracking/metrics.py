@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from rl_research.errors import LoggingError, in_a_line
-from rl_research.tracking.metric_names import check_name, shown
+from rl_research.errors import LoggingError, in_a_line, shown
+from rl_research.tracking.metric_names import check_name
 
 log = logging.getLogger(__name__)
 

@@ -163,7 +163,7 @@ class _Public:
         if isinstance(value, str):
             return _text(value)
         if isinstance(value, int) and not isinstance(value, bool):
-            return value if value.bit_length() < 64 else _digits(value)
+            return int(value) if value.bit_length() < 64 else _digits(int(value))
         if isinstance(value, float):
             return value if math.isfinite(value) else str(value)
         return value if value is None or isinstance(value, bool) else self._named(value)

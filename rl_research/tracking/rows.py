@@ -103,10 +103,12 @@ class ProgressFile:
 
 
 def read_progress(path: Path) -> list[dict[str, str]]:
-    """Return the rows of ``progress.csv``, cells as written, without a last line that was cut off."""
+    """Return the rows of ``progress.csv``, cells as written, without what is damaged: a last line that was cut off."""
     if not path.exists():
         return []
-    return list(csv.DictReader(line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")))
+    lines = path.read_text(encoding="utf-8", errors="replace").replace("\0", "").split("\n")[:-1]
+    rows = csv.DictReader(f"{line}\n" for line in lines)
+    return [row for row in rows if None not in row and None not in row.values() and row.get(STEP, "").isdecimal()]
 
 
 def values_of_row(row: Mapping[str, str]) -> tuple[Row, int]:

@@ -15,10 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rl_research.errors import CheckpointDamaged, LoggingError
+from rl_research.errors import CheckpointDamaged, LoggingError, shown
 from rl_research.system import make_durable, write_atomically
 from rl_research.tracking import provenance
-from rl_research.tracking.metric_names import shown
 
 if TYPE_CHECKING:
     from stable_baselines3.common.base_class import BaseAlgorithm
@@ -121,22 +120,24 @@ def _renamed(source: Path, target: Path) -> Path:
         candidate = target.with_name(f"{target.name}-{number}")
 
 
-def check_artifact(name: str, metadata: Mapping[str, object], aliases: Sequence[str]) -> None:
-    """Raise `LoggingError` for what W&B would refuse, before anything is written."""
+def check_artifact(name: str, metadata: Mapping[str, object] | None, aliases: Sequence[str]) -> dict[str, object]:
+    """Return *metadata* as W&B can keep it; raise `LoggingError` for what it would refuse."""
     if not isinstance(name, str) or not _ARTIFACT_NAME.fullmatch(name) or not name.strip("."):
-        mended = re.sub(r"[^A-Za-z0-9_.-]+", "_", str(name)).strip("_.") or "model"
+        mended = re.sub(r"[^A-Za-z0-9_.-]+", "_", name if isinstance(name, str) else "").strip("_.") or "model"
         raise LoggingError(
-            f"{name!r} cannot name a model: use up to 128 letters, digits, '-', '_' and '.'. "
+            f"{shown(name)} cannot name a model: use up to 128 letters, digits, '-', '_' and '.'. "
             f"For instance {mended[:128]!r}."
         )
-    if not isinstance(metadata, Mapping):
+    if not isinstance(metadata, Mapping | None):
         raise LoggingError(f"metadata of {name!r} must be a mapping, not {type(metadata).__name__}.")
     if isinstance(aliases, str) or not isinstance(aliases, Iterable):
         raise LoggingError(f"aliases={shown(aliases)} must be a list, such as [{shown(aliases)}].")
     for alias in aliases:
-        if not isinstance(alias, str) or not alias or set(alias) & set("/:"):
-            raise LoggingError(f"alias {shown(alias)} must be a string without '/' and ':'.")
-    if len(metadata) > MAX_METADATA:
+        if not isinstance(alias, str) or not alias or set(alias) & set("/:") or not alias.isprintable():
+            raise LoggingError(f"alias {shown(alias)} must be a string in one line, without '/' and ':'.")
+    facts = provenance.public({} if metadata is None else metadata)
+    if len(facts) > MAX_METADATA:
         raise LoggingError(
-            f"metadata of {name!r} has {len(metadata)} keys; at most {MAX_METADATA} fit. Nest them in one mapping."
+            f"metadata of {name!r} has {len(facts)} keys; at most {MAX_METADATA} fit. Nest them in one mapping."
         )
+    return facts

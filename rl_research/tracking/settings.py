@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from rl_research.config import RUN_DIR, WandbSettings, plain, validated
-from rl_research.errors import ConfigError, in_a_line
+from rl_research.errors import ConfigError, in_a_line, shown
 from rl_research.system import expanded
 from rl_research.tracking import provenance
 
@@ -101,35 +101,41 @@ def settings_to_reopen(run_id: str, path: str, mode: str, root: Path) -> RunSett
 
 def _wandb_section(section: object) -> WandbSettings:
     if not isinstance(section, WandbSettings | Mapping | None):
-        raise ConfigError(f"wandb={section!r}: should be a mapping. For instance wandb={{'mode': 'offline'}}.")
-    found = {key: value for key, value in plain_config(section or {}).items() if value is not None}
+        raise ConfigError(f"wandb={shown(section)}: should be a mapping. For instance wandb={{'mode': 'offline'}}.")
+    given = {} if section is None else provenance.public(plain_config(section))
+    found: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
     if isinstance(found.get("tags"), str):
         found["tags"] = [found["tags"]]
-    launch = {setting: os.environ[variable] for variable, setting in ENVIRONMENT.items() if os.environ.get(variable)}
+    variables = {setting: os.environ.get(variable) for variable, setting in ENVIRONMENT.items()}
+    launch: dict[str, Any] = provenance.public({setting: value for setting, value in variables.items() if value})
     found |= launch
     if "tags" in launch:
         found["tags"] = [tag for part in launch["tags"].split(",") if (tag := part.strip())]
     if (mode := launch.get("mode", "offline")) not in ("online", "offline", "disabled", *_SYNONYMS):
         raise ConfigError(
-            f"WANDB_MODE={mode} is not supported: one process writes one run. Use online, offline or disabled."
+            f"WANDB_MODE={in_a_line(mode)} is not supported: one process writes one run. "
+            "Use online, offline or disabled."
         )
-    if "mode" in found:
-        found["mode"] = _SYNONYMS.get(found["mode"], found["mode"])
+    if isinstance(chosen := found.get("mode"), str):
+        found["mode"] = _SYNONYMS.get(chosen, chosen)
     return validated(WandbSettings, found, "wandb")
 
 
 def _run_id(given: str | None, settings: Mapping[str, object]) -> str:
     """Return the first of: argument, ``config.run_id``, ``WANDB_RUN_ID``, the flow run, a new one."""
-    run_id = given or settings.get("run_id") or os.environ.get("WANDB_RUN_ID")
+    named = (given, settings.get("run_id"), os.environ.get("WANDB_RUN_ID"))
+    run_id = next((one for one in named if one is not None and not (isinstance(one, str) and one == "")), None)
     if run_id is None and (flow_run := provenance.current_flow_run()):
         # The end of the flow run's id is random; its beginning is the time of its creation.
         run_id = flow_run["flow_run_id"].replace("-", "")[-12:]
-    run_id = str(run_id) if run_id is not None else secrets.token_hex(6)
-    if not _RUN_ID.fullmatch(run_id):
+    run_id = secrets.token_hex(6) if run_id is None else run_id
+    found = provenance.text(run_id) if isinstance(run_id, str | int) else ""
+    if not _RUN_ID.fullmatch(found):
+        said = in_a_line(found) if found else shown(run_id)
         raise ConfigError(
-            f"run_id={run_id}: use 1 to 64 letters, digits, '-', '_' and '.'. For instance run_id=my-run_1."
+            f"run_id={said}: use 1 to 64 letters, digits, '-', '_' and '.'. For instance run_id=my-run_1."
         )
-    return run_id
+    return found
 
 
 def _run_dir(given: str | os.PathLike[str] | None, settings: Mapping[str, object], wandb_dir: str, run_id: str) -> Path:
@@ -139,11 +145,11 @@ def _run_dir(given: str | os.PathLike[str] | None, settings: Mapping[str, object
     parent = settings.get("runs_dir")
     if parent is None:
         parent = "runs" if RUN_DIR in wandb_dir or _OUTPUT_DIR in wandb_dir else wandb_dir
-    return _absolute(str(parent)) / run_id
+    return _absolute(parent) / run_id
 
 
-def _absolute(path: str | os.PathLike[str]) -> Path:
+def _absolute(path: Any) -> Path:
     try:
         return Path(os.path.abspath(expanded(path)))  # noqa: PTH100  # keeps symbolic links
     except TypeError:
-        raise ConfigError(f"{path!r} is no folder's name, but of type {type(path).__name__}.") from None
+        raise ConfigError(f"{shown(path)} is no folder's name, but of type {type(path).__name__}.") from None

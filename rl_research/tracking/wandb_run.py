@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rl_research.errors import ConfigError
+from pydantic import ValidationError
+
+from rl_research.errors import ConfigError, in_a_line, shown
 from rl_research.system import Attempt, countdown
 from rl_research.tracking import provenance, wandb_private
 from rl_research.tracking.metric_names import GLOBAL_STEP
@@ -157,7 +159,7 @@ def _init(settings: RunSettings, config: Mapping[str, object], mode: str, second
     section = settings.wandb
     earlier = len(list((settings.root / "wandb").glob(f"*run-*-{settings.run_id}*")))
     bounds = {"init_timeout": seconds, "finish_timeout": section.finish_timeout}
-    with wandb_private.settings_of_beginnings_ignored() if settings.reopens else nullcontext():
+    with _refusals_in_a_line(), wandb_private.settings_of_beginnings_ignored() if settings.reopens else nullcontext():
         run = wandb.init(
             mode=mode,  # type: ignore[arg-type]
             id=settings.run_id,
@@ -173,6 +175,23 @@ def _init(settings: RunSettings, config: Mapping[str, object], mode: str, second
     run.define_metric(GLOBAL_STEP, hidden=True)
     run.define_metric("*", step_metric=GLOBAL_STEP)
     return run
+
+
+@contextmanager
+def _refusals_in_a_line() -> Iterator[None]:
+    """Raise `ConfigError` for a variable, or a line of a file, that W&B refuses in its own words."""
+    from wandb.errors import UsageError
+
+    try:
+        yield
+    except (ValueError, UsageError) as error:  # a character that is none in UTF-8, too
+        said = in_a_line(error)
+        if isinstance(error, ValidationError):
+            first = error.errors()[0]
+            said = f"{'.'.join(map(str, first['loc']))}={shown(first['input'])}: {in_a_line(first['msg'])}"
+        raise ConfigError(
+            f"W&B's settings cannot be used: {said}. Look at the variables WANDB_… and at wandb/settings."
+        ) from None
 
 
 def _why_not_delivered(run: Run, finishing: Attempt[None], last_step: int) -> str | None:

@@ -28,13 +28,17 @@ def check_api(config: Config, env: gym.Env[Any, Any]) -> None:
     """
     from stable_baselines3.common.env_checker import check_env
 
-    env.action_space.seed(config.experiment.seed)
+    if isinstance(env.action_space, gym.Space):  # else SB3's checker says so
+        env.action_space.seed(config.experiment.seed)
     try:
         if env.has_wrapper_attr("action_masks") and not takes_masks(algorithm_class(name := config.algorithm.name)):
             raise ValueError(f"{name} would not heed its action_masks(); choose algorithm=maskable_ppo")
         _check_bounds(env.action_space)
         if isinstance(env.observation_space, spaces.Box) and env.observation_space.shape == ():
             raise ValueError(f"its observations, {env.observation_space}, have no dimension; give them the shape (1,)")
+        for space in (env.observation_space, env.action_space):
+            if space == spaces.Dict() or 0 in (getattr(space, "shape", None) or ()):
+                raise ValueError(f"its space {space} is empty")
         with warnings.catch_warnings(record=True) as said, redirect_stdout(io.StringIO()):
             warnings.simplefilter("always")
             try:

@@ -7,8 +7,9 @@ import traceback
 from typing import Any
 
 import gymnasium as gym
+import numpy as np
 
-from rl_research.errors import EnvironmentFailed
+from rl_research.errors import EnvironmentFailed, EnvironmentFault, in_a_line, printable, shown
 from rl_research.system import keep_streams, when_process_ends
 
 _log = logging.getLogger(__name__)
@@ -64,6 +65,43 @@ class Reporting(gym.Wrapper[Any, Any, Any, Any]):
         return failure(f"{self.place()}: {method}()", error)
 
 
+class Checked(Reporting):
+    """Raise `EnvironmentFault` for what an environment returns and SB3 would stumble over, soon or late."""
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        """Begin an episode."""
+        return self._checked(super().reset(seed=seed, options=options), "reset() must return an observation and a dict")
+
+    def step(self, action: Any) -> Any:
+        """Take one step."""
+        return self._checked(super().step(action), "step() must return five values, the last of them a dict")
+
+    def _checked(self, found: Any, form: str) -> Any:
+        if not isinstance(found, tuple | list) or len(found) < 2 or not isinstance(info := found[-1], dict):
+            reason = f"{form}, not {shown(found)}"
+        elif not _has_form(self.observation_space, found[0]):
+            reason = (
+                f"the observation, {shown(found[0])}, does not have the form of its space, {self.observation_space}"
+            )
+        elif not isinstance(info.get("episode", {}), dict):
+            reason = "its info holds 'episode', where Stable-Baselines3 keeps an episode's return; name it otherwise"
+        elif not isinstance(info.get("is_success"), bool | float | int | np.bool_ | np.number | None):
+            reason = f"its info's is_success must be true or false, not {shown(info['is_success'])}"
+        else:
+            return found
+        raise EnvironmentFault(f"{self.place()}: {reason}. This comes from the environment, not from learning.")
+
+
+def _has_form(space: gym.Space[Any], value: Any) -> bool:
+    if isinstance(space, gym.spaces.Dict):
+        return isinstance(value, dict) and all(key in value and _has_form(space[key], value[key]) for key in space)
+    try:
+        array = np.asarray(value)
+    except ValueError:  # lists of different lengths
+        return False
+    return array.shape == space.shape and array.dtype.kind in "biuf"
+
+
 class InWorker(gym.Wrapper[Any, Any, Any, Any]):
     """Hand the errors of a `Reporting` on from a worker process, which ends with the process *trainer*.
 
@@ -81,14 +119,14 @@ class InWorker(gym.Wrapper[Any, Any, Any, Any]):
         """Begin an episode; an error is in the `info`."""
         try:
             return self.env.reset(seed=seed, options=options)
-        except EnvironmentFailed as error:
+        except (EnvironmentFailed, EnvironmentFault) as error:
             return self.observation_space.sample(), {FAILURE: error}
 
     def step(self, action: Any) -> Any:
         """Take one step; an error is in the `info`."""
         try:
             return self.env.step(action)
-        except EnvironmentFailed as error:
+        except (EnvironmentFailed, EnvironmentFault) as error:
             return self.observation_space.sample(), 0.0, False, False, {FAILURE: error}
 
 
@@ -97,7 +135,7 @@ def close(env: gym.Env[Any, Any]) -> None:
     try:
         env.close()
     except Exception as error:  # noqa: BLE001  # whatever it is, the environment has done its work
-        _log.warning("%s: close() raised %s: %s", name_of(env), type(error).__name__, error)
+        _log.warning("%s: close() raised %s: %s", name_of(env), type(error).__name__, in_a_line(error))
 
 
 def name_of(env: gym.Env[Any, Any]) -> str:
@@ -110,8 +148,6 @@ def failure(what: str, error: BaseException) -> EnvironmentFailed:
     frames = error.__traceback__
     while frames and frames.tb_next and frames.tb_frame.f_globals.get("__name__", "").split(".")[0] in _AROUND:
         frames = frames.tb_next
-    trace = "".join(traceback.format_exception(error.with_traceback(frames)))
-    said = " ".join(str(error).split())
-    return EnvironmentFailed(
-        f"{what} raised {f'{type(error).__name__}: {said}' if said else type(error).__name__}.", trace
-    )
+    trace = printable("".join(traceback.format_exception(error.with_traceback(frames))))
+    kind, said = type(error).__name__, in_a_line(error).rstrip(".")
+    return EnvironmentFailed(f"{what} raised {kind if said == kind else f'{kind}: {said}'}.", trace)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import copyreg
 import importlib
 import io
+import logging
 import os
 import pickle
 from collections.abc import Callable
 from contextlib import suppress
-from functools import partial
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
@@ -24,17 +25,30 @@ from rl_research.config import (
     register,
     spelt,
 )
-from rl_research.errors import CannotRender, ConfigError
-from rl_research.training.env_wrappers import InWorker, Reporting, close, failure
+from rl_research.errors import CannotRender, ConfigError, EnvironmentFailed, in_a_line
+from rl_research.training.env_wrappers import Checked, InWorker, close, failure, name_of
 
 if TYPE_CHECKING:
     from stable_baselines3.common.vec_env import VecEnv
 
 
+_log = logging.getLogger(__name__)
+
+_Count = Callable[[gym.Env[Any, Any]], gym.Env[Any, Any]]
+
+_LONG = 10_000  # steps after which one word is said of an episode that may have
 _MAX_STEPS = 100_000  # of an evaluation's episode, where neither the environment nor the configuration has a limit
 
 
-class SeededEpisodes(Reporting):
+@cache
+def _say_long(name: str) -> None:
+    _log.warning(
+        "%s: an evaluation's episode has not ended within %s steps; it is cut after %s. env.max_episode_steps=N gives "
+        "every episode an end, evaluation.max_steps=N these alone", name, f"{_LONG:,}", f"{_MAX_STEPS:,}",
+    )  # fmt: skip
+
+
+class SeededEpisodes(Checked):
     """Reset the k-th time with seed ``first + k * stride``, whatever seed is asked for.
 
     So episode k is the same episode however many copies share the work, and an evaluation depends on
@@ -59,12 +73,14 @@ class SeededEpisodes(Reporting):
     def step(self, action: Any) -> Any:
         """Take one step; the last one that an episode may have truncates it."""
         observation, reward, terminated, truncated, info = super().step(action)
+        if self.steps == _LONG and self.max_steps == _MAX_STEPS:
+            _say_long(name_of(self))
         if self.steps == self.max_steps and not (terminated or truncated):
             self.cut, truncated = self.cut + 1, True
         return observation, reward, terminated, truncated, info
 
 
-class Restorable(Reporting):
+class Restorable(Checked):
     """Pickle the environment inside and take it back, in a worker process as well as in this one."""
 
     def capture_state(self) -> tuple[bytes | None, str | None]:
@@ -75,13 +91,17 @@ class Restorable(Reporting):
         data = io.BytesIO()
         try:
             _WholePickler(data).dump(self.env)
+            pickle.dump((self._seed, self._episode, self.steps), data)
         except Exception as error:  # noqa: BLE001  # it may refuse in any way; Box2D asserts
             return None, f"{type(error).__name__} {error}".strip()
         return data.getvalue(), None
 
     def restore_state(self, data: bytes) -> None:
         """Continue as the environment that `capture_state` saw."""
-        self.env = _Unpickler(io.BytesIO(data)).load()
+        stream = io.BytesIO(data)
+        self.env = _Unpickler(stream).load()
+        with suppress(EOFError):  # of a checkpoint that does not know where its episode is
+            self._seed, self._episode, self.steps = pickle.load(stream)  # as trusted as the environment
 
 
 class _WholePickler(pickle.Pickler):
@@ -131,7 +151,7 @@ def training_env(config: Config) -> VecEnv:
 
     in_workers = config.env.vec_env == "subproc"
     venv = make_vec_env(
-        partial(_make, config),
+        partial(check_env, config),
         n_envs=config.env.n_envs,
         seed=config.experiment.seed,
         vec_env_cls=ReportingSubprocVecEnv if in_workers else ReportingDummyVecEnv,
@@ -155,7 +175,7 @@ def evaluation_env(config: Config, first_seed: int, copies: int) -> VecEnv:
         return Monitor(SeededEpisodes(env, first_seed + copies - 1 - i, copies, limit))
 
     def copy(i: int) -> gym.Env[Any, Any]:
-        return _make(config, partial(scored, i))
+        return check_env(config, partial(scored, i))
 
     return _wrapped(config, ReportingDummyVecEnv([partial(copy, i) for i in range(copies)]), training=False)
 
@@ -171,14 +191,14 @@ def film_env(config: Config, seed: int) -> VecEnv:
         os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # arrays need no screen to complain about
 
     close(probe := check_env(config, disable_env_checker=True))
-    if "rgb_array" not in (probe.metadata or {}).get("render_modes", ()):
+    if "rgb_array" not in ((probe.metadata or {}).get("render_modes") or ()):
         raise CannotRender(f"{config.env.id} does not render to arrays")
 
     def copy() -> gym.Env[Any, Any]:
         try:
             seeded = partial(SeededEpisodes, first=seed)
-            return _make(config, seeded, render_mode="rgb_array", disable_env_checker=True)
-        except TypeError as error:
+            return check_env(config, seeded, render_mode="rgb_array", disable_env_checker=True)
+        except ConfigError as error:
             if "render_mode" not in str(error):
                 raise
             raise CannotRender(f"{config.env.id} says that it renders, but takes no argument render_mode") from None
@@ -186,9 +206,7 @@ def film_env(config: Config, seed: int) -> VecEnv:
     return _wrapped(config, ReportingDummyVecEnv([copy]), training=False)
 
 
-def _make(
-    config: Config, count: Callable[[gym.Env[Any, Any]], gym.Env[Any, Any]] | None = None, **more: Any
-) -> gym.Env[Any, Any]:
+def _make(config: Config, count: _Count | None, **more: Any) -> gym.Env[Any, Any]:
     """Make one copy, the same for whatever it is used.
 
     *count* wraps it where its returns and episodes are counted: at the Monitor that ``env.wrappers`` names, else
@@ -265,14 +283,15 @@ def _wrapped(config: Config, venv: VecEnv, *, training: bool) -> VecEnv:
         raise ConfigError(f"env.normalize={config.env.normalize}: {error}") from None
 
 
-def check_env(config: Config, **more: Any) -> gym.Env[Any, Any]:
-    """Return one copy, made with *more* arguments.
+def check_env(config: Config, count: _Count | None = None, **more: Any) -> gym.Env[Any, Any]:
+    """Return one copy, made with *more* arguments, and wrapped by *count* as `_make` says.
 
-    Raises `ConfigError` if the id or the arguments are wrong or a package is missing.
+    Raises `ConfigError` if the id or the arguments are wrong or a package is missing, and `EnvironmentFailed` for
+    what else its constructor raises.
     """
     env_id = config.env.id
     try:
-        return _make(config, **more)
+        return _make(config, count, **more)
     except (gym.error.NameNotFound, gym.error.NamespaceNotFound, gym.error.VersionNotFound) as error:
         module, colon, name = env_id.rpartition(":")
         hint = did_you_mean(name, gym.registry, f"{module}{colon}") or f" {' '.join(str(error).split())}"
@@ -281,12 +300,16 @@ def check_env(config: Config, **more: Any) -> gym.Env[Any, Any]:
         raise ConfigError(f"env.id={env_id}: no such environment is registered.{hint}") from None
     except gym.error.DeprecatedEnv as error:
         raise ConfigError(f"env.id={env_id}: {error}") from None
-    except (gym.error.DependencyNotInstalled, ModuleNotFoundError) as error:
+    except (gym.error.DependencyNotInstalled, ImportError) as error:
         extra = ", or pip install 'rl-research[box2d]'" if "box2d" in str(error).lower() else ""
-        raise ConfigError(f"env.id={env_id}: {error}{extra}.") from None
+        raise ConfigError(f"env.id={env_id}: {in_a_line(error)}{extra}.") from None
     except (AssertionError, KeyError, TypeError, ValueError, gym.error.Error) as error:
-        given = dict(config.env.kwargs)
-        raise ConfigError(f"env.id={env_id} with env.kwargs={given}: {error}") from None
+        said = f"no {error}" if isinstance(error, KeyError) else in_a_line(error)
+        raise ConfigError(f"env.id={env_id} with env.kwargs={spelt(config.env.kwargs)}: {said}") from None
+    except (EnvironmentFailed, ConfigError):
+        raise
+    except (Exception, SystemExit) as error:  # noqa: BLE001  # whatever it is, it is the environment's
+        raise failure(f"env.id={env_id}: its constructor", error) from None
 
 
 def reward_threshold(config: Config) -> float | None:

@@ -149,8 +149,8 @@ def filming() -> Iterator[None]:
         yield
     except (CannotRender, Interrupted):
         raise
-    except Exception as error:
-        said = str(error) if isinstance(error, RLResearchError) else f"{type(error).__name__}: {error}"
+    except (Exception, SystemExit) as error:
+        said = str(error) if isinstance(error, RLResearchError) else f"{type(error).__name__}: {in_a_line(error)}"
         gl = any(word in said for word in ("OpenGL", "GLFW", "EGL", "OSMesa", "gladLoadGL"))
         remedy = " MuJoCo without a display needs the variable MUJOCO_GL=egl or osmesa." if gl else ""
         raise CannotRender(f"{in_a_line(said).rstrip('.')}.{remedy} video.enabled=false asks for no film.") from error

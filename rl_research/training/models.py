@@ -52,7 +52,7 @@ def build(config: Config, env: VecEnv) -> BaseAlgorithm:
         policy = policies(config.algorithm.name)[policy]
     try:
         return cls(policy, env, seed=config.experiment.seed, verbose=0, **arguments)
-    except (AssertionError, AttributeError, TypeError, ValueError, RuntimeError) as error:
+    except (AssertionError, AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ConfigError(
             f"algorithm={config.algorithm.name} on {config.env.id}: {cls.__name__} refuses: {reason}"

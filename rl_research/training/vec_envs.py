@@ -7,6 +7,7 @@ process; a worker that dies is named with its signal. A reward or an observation
 
 import atexit
 import math
+import pickle
 import signal
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -17,8 +18,8 @@ import gymnasium as gym
 import numpy as np
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecTransposeImage
 
-from rl_research.errors import EnvironmentFailed, EnvironmentFault
-from rl_research.training.env_wrappers import FAILURE, close
+from rl_research.errors import EnvironmentFailed, EnvironmentFault, in_a_line
+from rl_research.training.env_wrappers import FAILURE, close, name_of
 
 _TO_END = 5.0  # seconds that workers may take to close their environments
 
@@ -28,7 +29,12 @@ class ReportingDummyVecEnv(DummyVecEnv):
 
     def step_wait(self) -> Any:
         """Return observations, rewards, dones and infos."""
-        return _finite(self, super().step_wait())
+        try:
+            step = super().step_wait()
+        except (TypeError, pickle.PickleError) as error:  # SB3 copies them
+            what = f"{name_of(self.envs[0])}: what step() returns cannot be copied, such as an object in its info"
+            raise EnvironmentFault(f"{what}: {in_a_line(error)}.") from None
+        return _finite(self, step)
 
     def close(self) -> None:
         """Close every environment; an error of one of them is a warning."""
