@@ -7,7 +7,7 @@ prefect deployment run train/nightly -p 'overrides=["experiment=cartpole_ppo"]'
 # No `from __future__ import annotations`: `serve` sends the flow to its process by value, without
 # the names that annotations in quotes would need there.
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,8 @@ from rl_research.orchestration import NO_RETRIES, RETRY_TRANSIENT, Progress, Upl
 from rl_research.runs import Run, RunRecord, open_run, read_record
 from rl_research.uploads import RunStorage, UploadQueue, background_uploads
 
+Step = Callable[[Run, Checkpoint], object]
+
 
 @flow(name="train", flow_run_name=orchestration.name_from_overrides, on_crashed=[orchestration.reschedule_if_preempted])
 def train(overrides: Sequence[str] = ()) -> dict[str, Any] | State[object]:
@@ -31,13 +33,22 @@ def train(overrides: Sequence[str] = ()) -> dict[str, Any] | State[object]:
     scheduled again and goes on from its checkpoint. A mistake of the user's ends it as `Failed`, with
     the line that names it. `orchestration.reschedule_if_preempted` says what is scheduled again and when.
     """
+    return train_then(overrides)
+
+
+def train_then(overrides: Sequence[str], *steps: Step) -> dict[str, Any] | State[object]:
+    """Do in the current flow run what `train` does, and *steps* besides: the body of flows of one's own.
+
+    Each step is called with the run and its scored checkpoint before the page is written, and again where the run is
+    stopped in one and goes on. A run that is finished is not trained again, and its steps are not called again.
+    """
     flow_run_id = str(runtime.flow_run.id)
     try:
         experiment = orchestration.experiment_of(tuple(overrides), flow_run_id)
         if (done := training.finished_result(experiment.config, flow_run_id)) is not None:
             return _with_pending_uploads(experiment.config, done).result
         try:
-            run = training.with_restarts(experiment, lambda failure: _run_stages(experiment, failure))
+            run = training.with_restarts(experiment, lambda failure: _run_stages(experiment, failure, steps))
         except Interrupted as interruption:
             record = read_record(experiment.config.run_dir) or RunRecord()
             return orchestration.stopped_state(interruption, record.global_step or 0)
@@ -56,7 +67,7 @@ def _with_pending_uploads(config: Config, record: RunRecord) -> RunRecord:
     return read_record(config.run_dir) or record
 
 
-def _run_stages(experiment: Experiment, failure: str | None) -> Run:
+def _run_stages(experiment: Experiment, failure: str | None, steps: Sequence[Step]) -> Run:
     retry_for = experiment.config.storage.retry_for
     with open_run(experiment) as run, orchestration.linked_to_flow_run(run):
         with UploadByTask(retry_for) as by_task, background_uploads(run, by_task) as uploads:
@@ -65,6 +76,8 @@ def _run_stages(experiment: Experiment, failure: str | None) -> Run:
             if score_policy(run, checkpoint) is not None:
                 uploads.add(checkpoint)  # the manifest alone is sent again, with the score
             film_policy(run, checkpoint)
+            for step in steps:
+                step(run, checkpoint)
         report_run(run, checkpoint)
     return run
 

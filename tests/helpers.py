@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,6 +54,19 @@ def tiny(runs_dir: Path, run_id: str | None, *overrides: str) -> list[str]:
         *(f"algorithm.params.{param}" for param in params),
         *overrides,
     ]
+
+
+@contextmanager
+def forgotten_plugins(package: str) -> Iterator[None]:
+    """Forget after the block what the modules of *package* have registered in it, and that they were imported."""
+    from rl_research.config import register
+
+    before = {kind: dict(kind.registered) for kind in register.KINDS.values()}
+    yield
+    for kind, registered in before.items():
+        kind.registered = registered
+    for name in [name for name in sys.modules if name.partition(".")[0] == package]:
+        del sys.modules[name]
 
 
 def environment(**more: str) -> dict[str, str]:

@@ -11,10 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from helpers import Call, environment
+from helpers import Call, environment, forgotten_plugins
 
 from rl_research.cli import command
-from rl_research.config import load_config, register
+from rl_research.config import load_config
 from rl_research.orchestration import read
 
 _SHORT = (
@@ -32,12 +32,8 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: Call) -> Iter
     assert call("init", "first_lab")[0] == 0
     monkeypatch.chdir(tmp_path / "first_lab")
     monkeypatch.syspath_prepend(tmp_path / "first_lab")
-    before = {kind: dict(kind.registered) for kind in register.KINDS.values()}
-    yield tmp_path / "first_lab"
-    for kind, registered in before.items():
-        kind.registered = registered
-    for name in [name for name in sys.modules if name.partition(".")[0] == "first_lab"]:
-        del sys.modules[name]
+    with forgotten_plugins("first_lab"):
+        yield tmp_path / "first_lab"
 
 
 def test_the_project_trains_and_is_evaluated(project: Path, call: Call) -> None:

@@ -13,4 +13,4 @@ class Narrow(ActorCriticPolicy):
     """Actor and critic of two layers each, as wide as ``algorithm.params.policy_kwargs.width`` says."""
 
     def __init__(self, *arguments: Any, width: int = 16, **more: Any):
-        super().__init__(*arguments, net_arch=[width, width], activation_fn=nn.ELU, **more)
+        super().__init__(*arguments, **{**more, "net_arch": [width, width], "activation_fn": nn.ELU})
