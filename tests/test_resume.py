@@ -442,6 +442,14 @@ KILLED = {
         "algorithm.params.buffer_size=700", "algorithm.params.batch_size=16",
         "algorithm.params.learning_starts=64",
     ),
+    "her": (
+        "algorithm=sac", *_GOALS, "env.n_envs=2", *_NORMALIZED, *_OFTEN, "experiment.total_timesteps=1024",
+        "algorithm.params.buffer_size=300", "algorithm.params.learning_starts=64",
+    ),
+    "recurrent_ppo": (
+        "algorithm=recurrent_ppo", "env.n_envs=2", *_NORMALIZED, *_OFTEN, "experiment.total_timesteps=1536",
+        "algorithm.params.n_epochs=2", "algorithm.params.policy_kwargs.lstm_hidden_size=8",
+    ),
 }  # fmt: skip
 
 
@@ -484,7 +492,7 @@ def _assert_same(killed: Path, whole: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "kills"), [("ppo", 12), ("sac", 10)])
+@pytest.mark.parametrize(("name", "kills"), [("ppo", 12), ("sac", 10), ("her", 5), ("recurrent_ppo", 5)])
 def test_a_killed_run_ends_with_the_same_bits(
     nursery: Nursery, undisturbed: Undisturbed, tmp_path: Path, name: str, kills: int
 ) -> None:

@@ -10,11 +10,13 @@ from pathlib import Path
 
 import pytest
 from helpers import outcome, tiny
+from stable_baselines3.her import HerReplayBuffer
 from test_resume import _run, _stopped
 
 from rl_research.config import Config, algorithm_class, load_config, takes_masks
 from rl_research.errors import ConfigError
-from rl_research.training import envs, preflight
+from rl_research.training import envs, preflight, replay_buffer
+from rl_research.training.preparation import build
 
 _PAGE = Path(__file__).parents[1] / "docs" / "algorithms.md"
 _POLICIES = {"arrays": "Mlp", "images": "Cnn", "Dict": "MultiInput"}
@@ -76,6 +78,21 @@ def test_what_an_algorithm_cannot_do_is_refused(tmp_path: Path, cell: tuple[str,
         preflight(load_config(tiny(tmp_path / "runs", "x", *_words(*cell))))
     assert "\n" not in str(refused.value)
     assert not (tmp_path / "runs").exists()
+
+
+def test_episodes_that_a_boundary_resume_cuts_are_learned_from(tiny_config: Callable[..., Config]) -> None:
+    """Hindsight replay takes goals from whole episodes; one that cannot go on counts as truncated."""
+    her = ("algorithm.policy=MultiInputPolicy", "algorithm.params.replay_buffer_class=her")
+    config = tiny_config("env.id=space_envs:Goal-v0", "algorithm=sac", "env.n_envs=2", *her, "env.max_episode_steps=9")
+    env, model = build(config)
+    with closing(env):
+        model.learn(2 * 12)
+        buffer = replay_buffer.buffer_of(model)
+        assert isinstance(buffer, HerReplayBuffer)
+        assert (buffer.ep_length[11] == 0).all()
+        replay_buffer.truncate_last_row(model)
+        assert (buffer.ep_length[11] > 0).all()
+        assert buffer.timeouts[11].tolist() == [1, 1]
 
 
 # ---------------------------------------------------------------- masks, goals, workers

@@ -19,6 +19,7 @@ class ARS(sb3_contrib.ARS):
     """
 
     drawn_from: Mapping[str, Any] | None = None
+    derived = ("weights",)  # tensors that say once more what the policy's say
 
     def _setup_model(self) -> None:
         weights = self.weights  # None in a new model
