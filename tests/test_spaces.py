@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Callable
 from contextlib import closing
 from functools import partial
@@ -82,8 +83,9 @@ def test_what_an_algorithm_cannot_do_is_refused(tmp_path: Path, cell: tuple[str,
 
 def test_episodes_that_a_boundary_resume_cuts_are_learned_from(tiny_config: Callable[..., Config]) -> None:
     """Hindsight replay takes goals from whole episodes; one that cannot go on counts as truncated."""
-    her = ("algorithm.policy=MultiInputPolicy", "algorithm.params.replay_buffer_class=her")
-    config = tiny_config("env.id=space_envs:Goal-v0", "algorithm=sac", "env.n_envs=2", *her, "env.max_episode_steps=9")
+    her = ("algorithm.policy=MultiInputPolicy", "algorithm.params.replay_buffer_class=her", "env.max_episode_steps=9")
+    starts = "algorithm.params.learning_starts=100"
+    config = tiny_config("env.id=space_envs:Goal-v0", "algorithm=sac", "env.n_envs=2", *her, starts)
     env, model = build(config)
     with closing(env):
         model.learn(2 * 12)
@@ -93,6 +95,20 @@ def test_episodes_that_a_boundary_resume_cuts_are_learned_from(tiny_config: Call
         replay_buffer.truncate_last_row(model)
         assert (buffer.ep_length[11] > 0).all()
         assert buffer.timeouts[11].tolist() == [1, 1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", ["algorithms", "environments"])
+def test_the_pages_commands_pass_their_checks(page: str, tmp_path: Path) -> None:
+    """Every command of the two pages is complete and gets to the point where training would begin."""
+    blocks = re.findall(r"^```sh\n(.*?)^```$", _PAGE.with_name(f"{page}.md").read_text(), re.DOTALL | re.MULTILINE)
+    commands = [shlex.split(line) for block in blocks for line in block.replace("\\\n", "").splitlines()]
+    assert commands
+    for words in commands:
+        assert words[:2] == ["rl-research", "train"]
+        own = [word.replace("my_module:MyGoal-v0", "space_envs:Goal-v0") for word in words[2:]]
+        with preflight(load_config([*own, f"runs_dir='{tmp_path}'", "env.n_envs=2"])) as ready:
+            assert ready.config.env.n_envs == 2
 
 
 # ---------------------------------------------------------------- masks, goals, workers
