@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 #: The command in this process: its exit code, its standard output, and what it said besides.
 Call = Callable[..., tuple[int, str, str]]
 
-ON_POLICY = ("a2c", "maskable_ppo", "ppo", "recurrent_ppo", "trpo")
+ON_POLICY = ("a2c", "maskable_ppo", "my_ppo", "ppo", "recurrent_ppo", "trpo")
 _WALL_CLOCK = ("time/",)
 
 

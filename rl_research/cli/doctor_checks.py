@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 from packaging.requirements import Requirement
 
-from rl_research.config import Config, StorageSettings, load_config
+from rl_research.config import Config, StorageSettings, load_config, register
 from rl_research.errors import ConfigError, StorageError
 from rl_research.storage import Store, is_transient
 from rl_research.sync import Policy, find, reason_to_skip
@@ -205,6 +205,11 @@ def _runs(config: Config) -> Iterator[Finding]:
         yield Finding("runs", "ok", said)
 
 
+def _plugins(config: Config) -> Iterator[Finding]:  # noqa: ARG001  # its plugins have been imported
+    named = [f"{kind} {', '.join(names)}" for kind, names in register.registered().items()]
+    yield Finding("plugins", "ok", "; ".join(named) or "none")
+
+
 def _films(config: Config) -> Iterator[Finding]:  # noqa: ARG001  # one form for all checks
     wanted = {"moviepy": "films", "imageio_ffmpeg": "films", "pygame": "pictures of classic control"}
     missing = [name for name in wanted if importlib.util.find_spec(name) is None]
@@ -216,5 +221,5 @@ def _films(config: Config) -> Iterator[Finding]:  # noqa: ARG001  # one form for
 
 
 _CHECKS: tuple[Callable[[Config], Iterator[Finding]], ...] = (
-    _versions, _wandb, _proxies, _storage, _prefect, _disk, _runs, _films,
+    _versions, _wandb, _proxies, _storage, _prefect, _disk, _runs, _plugins, _films,
 )  # fmt: skip

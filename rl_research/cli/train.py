@@ -28,8 +28,12 @@ class _Settings(click.Command):
             option.is_eager = False  # it comes after --config-dir, whose choices it lists
         return option
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        ctx.meta["plugins"] = [word for word in args if word.lstrip("+").startswith("plugins=")]
+        return super().parse_args(ctx, args)
+
     def get_help(self, ctx: click.Context) -> str:
-        return help_on_settings(ctx.params.get("config_dirs", ()))
+        return help_on_settings(ctx.params.get("config_dirs", ()), ctx.meta["plugins"])
 
 
 @click.command(cls=_Settings, short_help="Train, score and report one experiment.")
@@ -92,9 +96,9 @@ def _shown_as_yaml(config: Config) -> str:
     return yaml.safe_dump(composed, sort_keys=False, allow_unicode=True)
 
 
-def help_on_settings(folders: Sequence[str] = ()) -> str:
-    """Return the groups and settings, straight from the schema and the folders of configurations."""
-    from rl_research.config import RUN_DIR, compose_config, config_dirs, groups, settings, spelt
+def help_on_settings(folders: Sequence[str] = (), plugins: Sequence[str] = ()) -> str:
+    """Return the groups and settings, straight from the schema and the folders, and the names that *plugins* bring."""
+    from rl_research.config import RUN_DIR, compose_config, config_dirs, groups, register, settings, spelt
 
     own = config_dirs(as_overrides(folders))
     lines = ["usage: rl-research train [key=value …] [--config-dir PATH] [--json] [--cfg] [-h]", "", "groups:"]
@@ -102,10 +106,13 @@ def help_on_settings(folders: Sequence[str] = ()) -> str:
         text = textwrap.fill(_shown_choices(group, own), 96, subsequent_indent=" " * 20)
         lines.append(f"  {group + '=NAME':<17} {text}")
     lines += ["", "settings, with their defaults:"]
-    defaults = compose_config().model_dump(mode="json")
+    defaults = compose_config(plugins).model_dump(mode="json")
     for name, meaning in settings().items():
         default = "runs/RUN_ID" if (value := _at(defaults, name)) == RUN_DIR else spelt(value)
         lines.append(f"  {name + '=' + default:<38} {meaning}")
+    if registered := register.registered():
+        lines += ["", "names that plugins have registered:"]
+        lines += [f"  {kind:<18} {', '.join(names)}" for kind, names in registered.items()]
     lines += [
         "",
         "options:",

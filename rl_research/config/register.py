@@ -39,6 +39,9 @@ class Kind:
 
     def __call__(self, name: str) -> Callable[[T], T]:
         """Return a decorator that registers a class or function as *name*; it raises `ConfigError`."""
+        if not (isinstance(name, str) and _NAME.fullmatch(name)):
+            example = f"@rl_research.register.{self.title.replace(' ', '_')}('my_{self.title.split()[-1]}')"
+            raise self._refusal(name, f"a name is needed, of letters, digits and '_', as in {example}.")
 
         def add(part: T) -> T:
             self._check(name, part)
@@ -61,24 +64,22 @@ class Kind:
         found: Callable[..., Any] = getattr(importlib.import_module(module), attribute)
         return found
 
-    def _check(self, name: object, part: Callable[..., Any]) -> None:
-        def refuse(reason: str) -> ConfigError:
-            return ConfigError(f"rl_research.register of the {self.title} {name!r}: {reason}")
+    def _refusal(self, name: object, reason: str) -> ConfigError:
+        return ConfigError(f"rl_research.register of the {self.title} {name!r}: {reason}")
 
-        if not (isinstance(name, str) and _NAME.fullmatch(name)):
-            raise refuse(
-                "a name is needed, of letters, digits and '_', as in @rl_research.register.policy('my_policy')."
-            )
+    def _check(self, name: str, part: Callable[..., Any]) -> None:
         if self.base and not (isinstance(part, type) and issubclass(part, self._base())):
-            raise refuse(f"{part!r} is no class that derives from {self.base.replace(':', '.')}.")
+            raise self._refusal(name, f"{part!r} is no class that derives from {self.base.replace(':', '.')}.")
         if not callable(part):
-            raise refuse(f"{part!r} is neither a class nor a function.")
+            raise self._refusal(name, f"{part!r} is neither a class nor a function.")
         if name in self.ours():
-            raise refuse("the name is taken by what needs no plugin. Choose another.")
+            raise self._refusal(name, "the name is taken by what needs no plugin. Choose another.")
         before = self.registered.get(name, part)
         if (before.__module__, before.__qualname__) != (part.__module__, part.__qualname__):  # else a reload
             taken = f"{before.__module__}.{before.__qualname__}"
-            raise refuse(f"{part.__module__}.{part.__qualname__} and {taken} have the same name. Rename one.")
+            raise self._refusal(
+                name, f"{part.__module__}.{part.__qualname__} and {taken} have the same name. Rename one."
+            )
 
     def _base(self) -> type:
         module, _, name = self.base.partition(":")

@@ -80,6 +80,18 @@ class SeededEpisodes(Checked):
         return observation, reward, terminated, truncated, info
 
 
+class _Anew(gym.Wrapper[Any, Any, Any, Any]):
+    """Put *env* into *wrappers* anew for each series of episodes: what a wrapper has seen before must not count."""
+
+    def __init__(self, env: gym.Env[Any, Any], wrappers: _Count):
+        super().__init__(wrappers(env))
+        self._bare, self._wrappers = env, wrappers
+
+    def restart_episodes(self) -> None:
+        """Begin the series again."""
+        self.env = self._wrappers(self._bare)
+
+
 class Restorable(Checked):
     """Pickle the environment inside and take it back, in a worker process as well as in this one."""
 
@@ -212,13 +224,18 @@ def _make(config: Config, count: _Count | None, **more: Any) -> gym.Env[Any, Any
     *count* wraps it where its returns and episodes are counted: at the Monitor that ``env.wrappers`` names, else
     around all wrappers.
     """
-    from stable_baselines3.common.monitor import Monitor
-
     load_plugins(config.plugins)  # a worker process has not imported them
     import_module_of(config)
     limit = config.env.max_episode_steps
     bounds = {} if limit is None else {"max_episode_steps": limit}
     env = gym.make(config.env.id, **{**config.env.kwargs, **bounds, **more})
+    in_wrappers = partial(_in_wrappers, config, count)
+    return _Anew(env, in_wrappers) if count and config.env.wrappers else in_wrappers(env)
+
+
+def _in_wrappers(config: Config, count: _Count | None, env: gym.Env[Any, Any]) -> gym.Env[Any, Any]:
+    from stable_baselines3.common.monitor import Monitor
+
     for part in config.env.wrappers:
         if count and register.wrapper.find("env.wrappers", name_and_arguments(part)[0]) is Monitor:
             env, count = count(env), None

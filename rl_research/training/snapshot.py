@@ -50,6 +50,7 @@ def capture(model: BaseAlgorithm, callbacks: Mapping[str, Any]) -> tuple[dict[st
         "model": {name: getattr(model, name, None) for name in _KEPT},
         "random": random_state(),
         "sde": _attributes(_sde_distribution(model), "exploration_mat", "exploration_matrices"),
+        "rollout": _attributes(getattr(model, "rollout_buffer", None), "gamma", "gae_lambda"),
         "environments": environments,
         "vec_wrappers": vec_wrappers,
         "normalizer": _attributes(model.get_vec_normalize_env(), "returns", "old_reward", "old_obs"),
@@ -91,6 +92,9 @@ class Snapshot:
             if (value := self._state["model"].get(name)) is not None:
                 setattr(model, name, value)
         kept = (self._state["replay_head"], self._state.get("replay_episodes"))
+        # SB3 makes the buffer from the model's, which a callback may have changed since the run began.
+        for name, value in self._state.get("rollout", {}).items():
+            setattr(model.rollout_buffer, name, value)  # type: ignore[attr-defined]  # where it was captured there is one
         restore_replay(model, self._read, self._segments, *kept)
         normalizer = model.get_vec_normalize_env()
         if normalizer is not None:
