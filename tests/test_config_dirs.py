@@ -55,6 +55,8 @@ def test_the_environment_names_folders_too(monkeypatch: pytest.MonkeyPatch, tmp_
     monkeypatch.setenv("RL_RESEARCH_CONFIG_PATH", os.pathsep.join(["lab", "", str(tmp_path / "more")]))
     assert load_config(["experiment=my_first"]).config_dirs == ("lab", str(tmp_path / "more"))
     assert load_config(["experiment=second", "config_dirs=[lab]"]).name == "my_first"
+    spelt = load_config(["config_dirs=[./lab/,lab]", "experiment=my_first"]).config_dirs
+    assert spelt == ("./lab/", str(tmp_path / "more")), "a folder that is named twice counts once"
 
 
 @pytest.mark.usefixtures("lab")

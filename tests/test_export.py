@@ -148,6 +148,17 @@ def test_a_policy_that_acts_otherwise_when_traced_is_refused(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_policy_with_a_memory_is_refused(tmp_path: Path, call: Call) -> None:
+    """RecurrentPPO's policy has no place in a file without a state, and the line says what takes it."""
+    size = ("n_steps=16", "batch_size=16", "policy_kwargs={lstm_hidden_size: 8}")
+    run = _trained(tmp_path / "runs", "algorithm=recurrent_ppo", *(f"algorithm.params.{one}" for one in size))
+    code, out, err = call("export", run, "--to", "torchscript", "--output", str(tmp_path / "out"))
+    assert (code, out) == (2, "")
+    assert "it acts with a memory" in err
+    assert "--to zip" in err
+    assert call("export", run, "--output", str(tmp_path / "out"))[0] == 0
+
+
 def test_a_missing_package_is_named(pendulum: str, tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the extra, the line says what to install."""
     monkeypatch.setitem(sys.modules, "onnxruntime", None)

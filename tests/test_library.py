@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +15,7 @@ from helpers import environment, tiny
 from stable_baselines3.common.callbacks import BaseCallback
 
 import rl_research
-from rl_research.errors import CheckpointMissing, ConfigError
+from rl_research.errors import CheckpointMissing, ConfigError, Interrupted
 from rl_research.training import evaluation
 
 
@@ -55,6 +57,27 @@ def test_train_returns_the_record_and_calls_the_callers_callbacks(tmp_path: Path
     assert record.scores is not None
     assert counting.steps == record.global_step == 96
     assert str(record.run_id).startswith("CartPole-v1__ppo-s0-")
+
+
+class Stopping(Counting):
+    """Sends this process SIGTERM at a step, as a scheduler would."""
+
+    def _on_step(self) -> bool:
+        super()._on_step()
+        if self.steps == 40:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return True
+
+
+def test_a_stopped_run_goes_on_with_the_callers_callback(tmp_path: Path) -> None:
+    """`Interrupted` after a commit; the next call goes on to the same bits, and the callback counts every step once."""
+    whole = rl_research.train(tiny(tmp_path / "runs", "whole", "wandb=disabled"))
+    words = tiny(tmp_path / "runs", "stopped", "wandb=disabled")
+    with pytest.raises(Interrupted, match="stopped and committed at step 48 of 96"):
+        rl_research.train(words, callbacks=[stopping := Stopping()])
+    assert stopping.steps == 48
+    record = rl_research.train(words, callbacks=[again := Stopping()])
+    assert (record.parameters_sha256, again.steps) == (whole.parameters_sha256, 96)
 
 
 def test_train_takes_a_config_and_recognises_a_finished_run(trained: Path) -> None:

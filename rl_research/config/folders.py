@@ -33,11 +33,13 @@ def config_dirs(overrides: Iterable[str] = ()) -> list[str]:
     if not (isinstance(given, list) and all(isinstance(name, str) for name in given)):
         raise mistake(CONFIG_DIRS, given, f"should be a list of folders, such as {CONFIG_DIRS}=[configs].")
     from_environment = [name for name in os.environ.get(CONFIG_PATH, "").split(os.pathsep) if name]
-    found = list(dict.fromkeys([*given, *from_environment]))
-    for name in found:
-        _check_folder(CONFIG_PATH if name in from_environment else CONFIG_DIRS, name)
-    _check_apart(found)
-    return found
+    found: dict[Path, str] = {}
+    for source, name in [*((CONFIG_DIRS, name) for name in given), *((CONFIG_PATH, name) for name in from_environment)]:
+        _check_folder(source, name)
+        found.setdefault(expanded(name).resolve(), name)
+    own = list(found.values())
+    _check_apart(own)
+    return own
 
 
 def groups(own: Sequence[str] = ()) -> list[str]:

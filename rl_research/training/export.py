@@ -115,7 +115,7 @@ def _traced(
 
     policy = Policy(checkpoint, trust_plugins)
     _check_forward(policy)
-    acting = Acting(policy.model).eval()
+    acting = Acting(policy.model).eval().cpu()
     inputs = acting.named(policy.seen(_OBSERVATIONS))
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # of the tracer, about what the comparison below decides
