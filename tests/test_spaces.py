@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from collections.abc import Callable
@@ -10,7 +11,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from helpers import outcome, tiny
+from helpers import outcome, record_of, tiny
 from stable_baselines3.her import HerReplayBuffer
 from test_resume import _run, _stopped
 
@@ -24,14 +25,29 @@ _POLICIES = {"arrays": "Mlp", "images": "Cnn", "Dict": "MultiInput"}
 _OBSERVATIONS = {"arrays": "vector", "images": "image", "Dict": "dict"}
 
 
-def _cells() -> dict[tuple[str, str], str]:
-    """The table's cells by algorithm and space."""
-    rows = [re.split(r" *\| *", line.strip("| \n")) for line in _PAGE.read_text().splitlines() if line[:1] == "|"]
-    head, _, *body = rows
-    return {(row[0].strip("`"), space): cell for row in body for space, cell in zip(head[1:], row[1:], strict=True)}
+#: What else is needed to train with a line of the second table.
+_BESIDE = {
+    "algorithm.params.use_sde=true": ["env=pendulum"],
+    "algorithm.params.replay_buffer_class=her": [
+        "algorithm=sac", "env.id=space_envs:Goal-v0", "algorithm.policy=MultiInputPolicy", "env.max_episode_steps=8",
+    ],
+    "env=pong": [
+        "algorithm.policy=CnnPolicy", "env.max_episode_steps=200",
+        "algorithm.params.policy_kwargs.features_extractor_kwargs={features_dim: 8}",
+    ],
+}  # fmt: skip
 
 
-_CELLS = _cells()
+def _tables() -> list[dict[tuple[str, str], str]]:
+    """The cells of each of the page's tables, by row and column."""
+    found = []
+    for table in re.findall(r"(?:^\|.*\n)+", _PAGE.read_text(), re.MULTILINE):
+        head, _, *body = [re.split(r" *\| *", line.strip("| ")) for line in table.splitlines()]
+        found.append({(row[0].strip("`"), c): cell for row in body for c, cell in zip(head[1:], row[1:], strict=True)})
+    return found
+
+
+_CELLS, _AROUND = _tables()
 
 
 def _words(algorithm: str, space: str) -> list[str]:
@@ -70,6 +86,19 @@ def test_a_stopped_run_ends_with_the_same_bits(tmp_path: Path, cell: tuple[str, 
     overrides = tiny(tmp_path, "stopped", *words)
     _stopped(overrides, 33)
     assert outcome(_run(overrides)) == outcome(undisturbed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("cell", "said"), _AROUND.items(), ids=[row for row, _ in _AROUND])
+def test_a_resume_is_what_the_page_says(tmp_path: Path, cell: tuple[str, str], said: str) -> None:
+    """Each line of the second table is the `resume_mode` of its checkpoints, and all but boundary keep the bits."""
+    words = [*_BESIDE.get(cell[0], []), cell[0], "evaluation.enabled=false"]
+    overrides = tiny(tmp_path, "stopped", *words)
+    stopped = _stopped(overrides, 33)
+    (newest,) = (stopped / "checkpoints").glob(f"step-*{record_of(stopped)['global_step']}/manifest.json")
+    assert json.loads(newest.read_text())["resume_mode"] == said
+    resumed = outcome(_run(overrides))
+    assert said == "boundary" or resumed == outcome(_run(tiny(tmp_path, "whole", *words)))
 
 
 @pytest.mark.parametrize("cell", [key for key, said in _CELLS.items() if said == "–"], ids="-".join)
