@@ -21,6 +21,7 @@ from rl_research.cli import command
 from rl_research.config import Experiment, load_config
 from rl_research.errors import ConfigError, Interrupted, StorageError
 from rl_research.report import page
+from rl_research.runs import check_same_experiment
 from rl_research.runs.run import Run, open_run
 from rl_research.tracking import media
 from rl_research.training import stages
@@ -313,3 +314,11 @@ def _films(run_dir: Path) -> list[tuple[str, int]]:
             step = int(cells["global_step"])
             found += [(name.removesuffix("/_type"), step) for name in films]
     return found
+
+
+@pytest.mark.parametrize("before", [None, "x", [1], -1])
+def test_checkpoints_without_a_configuration_are_a_line(tmp_path: Path, before: object) -> None:
+    """A manifest is checked as a whole, but its configuration may be anything."""
+    config = load_config(tiny(tmp_path, "x", "env=cartpole", "algorithm=ppo"))
+    with pytest.raises(ConfigError, match="run_id=x: this run's checkpoints do not say what was trained"):
+        check_same_experiment(config, before)

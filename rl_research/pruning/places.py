@@ -37,7 +37,7 @@ def prune_place(place: str, rules: Rules) -> Pruned:
                 _prune_folder(Path(address), result)
             else:
                 _prune_stored(Store(below(address, FOLDER), rules.options), result)
-        except (PermissionError, StorageError) as error:
+        except (PermissionError, IsADirectoryError, StorageError) as error:
             result.refuse(address, error)
     if is_url(place):
         _abort_uploads(Store(place, rules.options), result)

@@ -70,11 +70,15 @@ def _unmasked(values: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in plain.items() if value != MASK}
 
 
-def check_same_experiment(config: Config, before: Mapping[str, Any]) -> None:
+def check_same_experiment(config: Config, before: Any) -> None:
     """Raise `ConfigError` with the difference if *before* describes another experiment.
 
     A longer budget is allowed: schedules then span the longer budget from here on.
     """
+    if not isinstance(before, Mapping):
+        raise ConfigError(
+            f"run_id={config.run_id}: this run's checkpoints do not say what was trained. Start another run."
+        )
     now = config.model_dump(mode="json")
     changed = [
         f"{path} was {_shown(old)}, now {_shown(new)}"

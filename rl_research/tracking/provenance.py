@@ -57,7 +57,7 @@ def _ask_git(folder: str, *arguments: str) -> str | None:
     with suppress(OSError, subprocess.SubprocessError):
         answer = subprocess.run(
             ["git", "--no-optional-locks", "-C", folder, *arguments],
-            capture_output=True, text=True, timeout=10, check=True, stdin=subprocess.DEVNULL,
+            capture_output=True, text=True, errors="replace", timeout=10, check=True, stdin=subprocess.DEVNULL,
         )  # fmt: skip
         return answer.stdout.strip()
     return None

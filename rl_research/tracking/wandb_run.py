@@ -159,7 +159,8 @@ def _init(settings: RunSettings, config: Mapping[str, object], mode: str, second
     section = settings.wandb
     earlier = len(list((settings.root / "wandb").glob(f"*run-*-{settings.run_id}*")))
     bounds = {"init_timeout": seconds, "finish_timeout": section.finish_timeout}
-    with _refusals_in_a_line(), wandb_private.settings_of_beginnings_ignored() if settings.reopens else nullcontext():
+    refusals = nullcontext() if mode == "online" else _refusals_in_a_line()  # which goes on offline
+    with refusals, wandb_private.settings_of_beginnings_ignored() if settings.reopens else nullcontext():
         run = wandb.init(
             mode=mode,  # type: ignore[arg-type]
             id=settings.run_id,
@@ -180,11 +181,11 @@ def _init(settings: RunSettings, config: Mapping[str, object], mode: str, second
 @contextmanager
 def _refusals_in_a_line() -> Iterator[None]:
     """Raise `ConfigError` for a variable, or a line of a file, that W&B refuses in its own words."""
-    from wandb.errors import UsageError
-
     try:
         yield
-    except (ValueError, UsageError) as error:  # a character that is none in UTF-8, too
+    except Exception as error:
+        if not (isinstance(error, ValueError) or type(error).__module__.startswith("wandb.")):
+            raise
         said = in_a_line(error)
         if isinstance(error, ValidationError):
             first = error.errors()[0]
