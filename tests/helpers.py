@@ -61,7 +61,7 @@ def forgotten_plugins(package: str) -> Iterator[None]:
     """Forget after the block what the modules of *package* have registered in it, and that they were imported."""
     from rl_research.config import register
 
-    before = {kind: dict(kind.registered) for kind in register.KINDS.values()}
+    before = {kind: dict(kind.registered) for kind in register.kinds().values()}
     yield
     for kind, registered in before.items():
         kind.registered = registered

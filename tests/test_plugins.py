@@ -40,7 +40,7 @@ _ONE_OF_EACH = (
 @pytest.fixture
 def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The current folder, for plugins that no other test finds registered or imported."""
-    before = {kind: dict(kind.registered) for kind in register.KINDS.values()}
+    before = {kind: dict(kind.registered) for kind in register.kinds().values()}
     modules = set(sys.modules)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])

@@ -1,4 +1,3 @@
-from . import register as register
 from .algorithms import (
     algorithm_class as algorithm_class,
     base_of as base_of,
@@ -38,6 +37,7 @@ from .plugins import (
     load_plugins as load_plugins,
     plugins_of_launcher as plugins_of_launcher,
 )
+from .registry import register as register
 from .schema import (
     CheckpointSettings as CheckpointSettings,
     Config as Config,

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
-from rl_research.config import parts, register, signatures
+from rl_research.config import parts, signatures
 from rl_research.config.frozen import thaw
 from rl_research.config.messages import NO_HER, check_choice, did_you_mean, members, mistake
+from rl_research.config.registry import register
 from rl_research.errors import ConfigError
 
 if TYPE_CHECKING:

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 
-from rl_research.config import register
 from rl_research.config.algorithms import base_of
 from rl_research.config.folders import CONFIG_DIR, CONFIG_DIRS, choices, config_dirs, groups
 from rl_research.config.messages import did_you_mean, mistake, shown, spelt
 from rl_research.config.overrides import SEARCHPATH, as_lines, parse, parsed
+from rl_research.config.registry import register
 from rl_research.errors import ConfigError, in_a_line
 from rl_research.system import expanded
 

@@ -10,9 +10,10 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from rl_research.config import algorithms, composition, parts, plugins, register
+from rl_research.config import algorithms, composition, parts, plugins
 from rl_research.config.messages import fields_of, members
 from rl_research.config.overrides import as_lines
+from rl_research.config.registry import register
 from rl_research.config.schema import Config, StorageSettings, validated
 from rl_research.errors import ConfigError
 

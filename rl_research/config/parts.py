@@ -10,7 +10,7 @@ from pydantic import BeforeValidator
 from rl_research.config import signatures
 from rl_research.config.frozen import FrozenDict, freeze, thaw
 from rl_research.config.messages import mistake
-from rl_research.config.register import Kind
+from rl_research.config.registry import Kind
 
 
 def _listed(value: object) -> list[Any]:

@@ -15,8 +15,8 @@ from functools import cache
 from importlib import metadata
 from pathlib import Path
 
-from rl_research.config import register
 from rl_research.config.overrides import parsed
+from rl_research.config.registry import register
 from rl_research.errors import ConfigError, RLResearchError
 
 VARIABLE = "RL_RESEARCH_PLUGINS"

@@ -108,38 +108,47 @@ def _algorithms() -> Mapping[str, str]:
 
 
 _SB3 = "stable_baselines3.common"
-algorithm = Kind("algorithm", f"{_SB3}.base_class:BaseAlgorithm", _algorithms)
-policy = Kind(
-    "policy",
-    f"{_SB3}.policies:BasePolicy",
-    _in_module(
-        "", *(f"{seen}{kind}Policy" for seen in ("Mlp", "Cnn", "MultiInput", "Linear") for kind in ("", "Lstm"))
-    ),
-)
-features_extractor = Kind(
-    "features extractor",
-    f"{_SB3}.torch_layers:BaseFeaturesExtractor",
-    _in_module(f"{_SB3}.torch_layers", "FlattenExtractor", "NatureCNN", "CombinedExtractor"),
-)
-activation = Kind(
-    "activation",
-    "torch.nn:Module",
-    _in_module("torch.nn", "ELU", "GELU", "LeakyReLU", "Mish", "ReLU", "SiLU", "Softplus", "Tanh"),
-)
-optimizer = Kind("optimizer", "torch.optim:Optimizer", _in_module("torch.optim", "Adam", "AdamW", "RMSprop", "SGD"))
-schedule = Kind("schedule")
-wrapper = Kind("wrapper", "gymnasium:Wrapper", _wrappers)
-vec_wrapper = Kind(
-    "vec wrapper",
-    f"{_SB3}.vec_env:VecEnvWrapper",
-    _in_module(f"{_SB3}.vec_env", "VecCheckNan", "VecExtractDictObs", "VecFrameStack"),
-)
-callback = Kind("callback", f"{_SB3}.callbacks:BaseCallback")
-sink = Kind("sink")
-
-KINDS = {name: kind for name, kind in globals().items() if isinstance(kind, Kind)}
 
 
-def registered() -> dict[str, list[str]]:
-    """Return the names that plugins have registered, by kind."""
-    return {name: sorted(kind.registered) for name, kind in KINDS.items() if kind.registered}
+class Register:
+    """A decorator for each kind, as in ``@rl_research.register.policy("my_policy")``."""
+
+    algorithm = Kind("algorithm", f"{_SB3}.base_class:BaseAlgorithm", _algorithms)
+    policy = Kind(
+        "policy",
+        f"{_SB3}.policies:BasePolicy",
+        _in_module(
+            "", *(f"{seen}{kind}Policy" for seen in ("Mlp", "Cnn", "MultiInput", "Linear") for kind in ("", "Lstm"))
+        ),
+    )
+    features_extractor = Kind(
+        "features extractor",
+        f"{_SB3}.torch_layers:BaseFeaturesExtractor",
+        _in_module(f"{_SB3}.torch_layers", "FlattenExtractor", "NatureCNN", "CombinedExtractor"),
+    )
+    activation = Kind(
+        "activation",
+        "torch.nn:Module",
+        _in_module("torch.nn", "ELU", "GELU", "LeakyReLU", "Mish", "ReLU", "SiLU", "Softplus", "Tanh"),
+    )
+    optimizer = Kind("optimizer", "torch.optim:Optimizer", _in_module("torch.optim", "Adam", "AdamW", "RMSprop", "SGD"))
+    schedule = Kind("schedule")
+    wrapper = Kind("wrapper", "gymnasium:Wrapper", _wrappers)
+    vec_wrapper = Kind(
+        "vec wrapper",
+        f"{_SB3}.vec_env:VecEnvWrapper",
+        _in_module(f"{_SB3}.vec_env", "VecCheckNan", "VecExtractDictObs", "VecFrameStack"),
+    )
+    callback = Kind("callback", f"{_SB3}.callbacks:BaseCallback")
+    sink = Kind("sink")
+
+    def kinds(self) -> dict[str, Kind]:
+        """Return the kinds by name."""
+        return {name: kind for name, kind in vars(Register).items() if isinstance(kind, Kind)}
+
+    def registered(self) -> dict[str, list[str]]:
+        """Return the names that plugins have registered, by kind."""
+        return {name: sorted(kind.registered) for name, kind in self.kinds().items() if kind.registered}
+
+
+register = Register()
