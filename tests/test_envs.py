@@ -207,15 +207,14 @@ def test_a_captured_environment_goes_on_to_the_same_bits(tiny_config: TinyConfig
     first.reset()
     for action in actions[:7]:
         first.step(action)
-    states, reason = snapshot._capture_environments(first)
-    assert reason is None
-    assert states is not None
+    captured, resume = snapshot._capture_environments(first)
+    assert resume == {"resume_mode": "exact"}
     expected = walk(first)
     first.close()
 
     second = envs.training_env(config)
     second.reset()
-    for index, state in enumerate(states):
+    for index, state in enumerate(captured["environments"]):
         second.env_method("restore_state", state, indices=index)
     assert np.array_equal(walk(second), expected)
     second.close()
@@ -259,8 +258,8 @@ def test_an_environment_that_cannot_be_captured_says_why(tiny_config: TinyConfig
     """What cannot be pickled gives a reason instead of a state."""
     env = envs.training_env(tiny_config(ECHO))
     env.env_method("get_wrapper_attr", "unwrapped")[0].lock = open(__file__)  # noqa: SIM115, PTH123  # held on purpose
-    states, reason = snapshot._capture_environments(env)
-    assert states is None
-    assert reason is not None
-    assert reason.startswith("the environment cannot be pickled: TypeError")
+    states, resume = snapshot._capture_environments(env)
+    assert states == {}
+    assert resume["resume_mode"] == "boundary"
+    assert resume["resume_reason"].startswith("the environment cannot be pickled: TypeError")
     env.close()

@@ -278,7 +278,10 @@ _seeds_seen: list[int | None] = []
 
 
 class Stubborn(gym.Wrapper):  # type: ignore[type-arg]
-    """CartPole that holds a lock and an open file, so that it cannot be pickled, and tells its seeds."""
+    """CartPole that holds a lock and an open file, so that it cannot be pickled, and tells its seeds.
+
+    Its pole grows from episode to episode, so that no replay brings it back.
+    """
 
     def __init__(self, render_mode: str | None = None):
         super().__init__(gym.make("CartPole-v1", render_mode=render_mode).unwrapped)
@@ -288,6 +291,7 @@ class Stubborn(gym.Wrapper):  # type: ignore[type-arg]
     def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
         """Note the seed."""
         _seeds_seen.append(seed)
+        self.env.unwrapped.length += 0.01  # type: ignore[attr-defined]  # CartPole has it
         return self.env.reset(seed=seed, options=options)
 
     def close(self) -> None:
@@ -312,35 +316,19 @@ def test_an_uncapturable_environment_resumes_at_the_boundary(tmp_path: Path, wor
     )  # fmt: skip
     _seeds_seen.clear()
     stopped = _stopped(overrides, 33)
-    first = {seed for seed in _seeds_seen if seed is not None}
+    first = _seeds_seen[-1 - _seeds_seen[::-1].index(0) :]  # before that the environment was tried
     newest = max((stopped / "checkpoints").glob("step-*/manifest.json"))
     manifest = json.loads(newest.read_text())
     assert manifest["resume_mode"] == "boundary"
     assert "pickle" in manifest["resume_reason"]
     _seeds_seen.clear()
     _run(overrides)
-    second = {seed for seed in _seeds_seen if seed is not None}
-    assert first
-    assert second
-    assert not first & second, "the second segment would replay the episodes of the first"
+    second = _seeds_seen[-1 - _seeds_seen[::-1].index(0) :][1:]
+    assert not {*first} & {*second} - {None}, "the second segment would replay the episodes of the first"
     assert record_of(stopped)["status"] == "finished"
     assert record_of(stopped)["global_step"] >= 192
     steps = [int(row["global_step"]) for row in outcome(stopped)["progress"]]
     assert steps == sorted(set(steps))
-
-
-@pytest.mark.parametrize("algorithm", ["ppo", "dqn"])
-def test_box2d_resumes_at_the_boundary(tmp_path: Path, algorithm: str) -> None:
-    """LunarLander's state is out of reach: the manifest says so, and the run goes on in new episodes."""
-    words = (f"algorithm={algorithm}", "env.id=LunarLander-v3", "env.n_envs=2")
-    overrides = tiny(tmp_path, "moon", *words)
-    stopped = _stopped(overrides, 33)
-    newest = max((stopped / "checkpoints").glob("step-*/manifest.json"))
-    manifest = json.loads(newest.read_text())
-    assert manifest["resume_mode"] == "boundary"
-    assert "SwigPyObject" in manifest["resume_reason"]
-    _run(overrides)
-    assert record_of(stopped)["status"] == "finished"
 
 
 def test_a_boundary_resume_is_itself_reproducible(tmp_path: Path) -> None:

@@ -188,7 +188,7 @@ if __name__ == "__main__":
 
 @pytest.mark.slow  # worker processes import everything anew
 def test_workers_with_an_uncapturable_environment_train_on(tmp_path: Path) -> None:
-    """In worker processes, too, an environment that cannot be pickled means boundary, not death."""
+    """In worker processes, too, an environment that cannot be pickled means replay, not death."""
     (tmp_path / "program.py").write_text(_WORKERS)
     words = tiny(
         tmp_path, "mine", "env.id=Locked-v0", "env.vec_env=subproc", "env.n_envs=2",
@@ -199,7 +199,7 @@ def test_workers_with_an_uncapturable_environment_train_on(tmp_path: Path) -> No
     )
     assert done.returncode == 0
     manifest = json.loads(max((tmp_path / "mine/checkpoints").glob("step-*/manifest.json")).read_text())
-    assert manifest["resume_mode"] == "boundary"
+    assert manifest["resume_mode"] == "replay"
 
 
 @pytest.mark.slow  # worker processes import everything anew

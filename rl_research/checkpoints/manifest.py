@@ -116,7 +116,7 @@ class Manifest(_Record):
     segment: int = Field(0, description="number of the process that committed it, from 0")
     parent: str | None = Field(None, description="folder of the checkpoint before")
     resumed_from: str | None = Field(None, description="folder of the one that this segment goes on from")
-    resume_mode: str | None = Field(None, description="exact or boundary")
+    resume_mode: str | None = Field(None, description="exact, replay or boundary")
     resume_reason: str | None = Field(None, description="why not exact, and what starts anew")
 
     def to_json(self) -> bytes:

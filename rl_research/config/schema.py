@@ -105,6 +105,7 @@ class EnvSettings(Section):
         (), description="wrappers of all copies together", examples=["[{VecFrameStack: {n_stack: 4}}]"]
     )
     check: bool = Field(True, description="play a few steps before anything is written")
+    replay: bool = Field(True, description="try with further copies whether a replay resumes what cannot be pickled")
     restarts: Steps = Field(0, description="times that a run goes on after an environment has failed")
 
     @field_validator("start_method")

@@ -18,7 +18,7 @@ from rl_research.tracking import public
 #: Settings that may change between segments without changing a bit of the result.
 _FREE = frozenset(
     {"experiment.name", "experiment.total_timesteps", "experiment.published", "experiment.log_every"}
-    | {"env.check", "env.restarts", "env.start_method"}
+    | {"env.check", "env.replay", "env.restarts", "env.start_method"}
 )
 _COMPARED = ("experiment", "algorithm", "env")
 

@@ -107,6 +107,8 @@ class RunRecord(_Stored):
     flow_run_url: str | None = None
     flow_run_ids: list[str] = Field(default_factory=list)
     segments: list[SegmentRecord] = Field(default_factory=list)
+    resume_mode: str | None = None  # of the newest checkpoint
+    resume_reason: str | None = None
     resume: list[dict[str, Any]] = Field(default_factory=list)
     versions: dict[str, Any] = Field(default_factory=dict)
     code: dict[str, str] = Field(default_factory=dict)  # SHA-256 of the files of plugins and environments, by module

@@ -179,12 +179,11 @@ class CheckpointCallback(_Periodic):
 
     def commit(self) -> checkpoints.Checkpoint:
         """Commit now."""
-        files, reason = snapshot.capture(self.model, self.extra_state())
+        files, resume = snapshot.capture(self.model, self.extra_state())
         if not self.save_vecnormalize:
             files.pop(NORMALIZER, None)
-        reasons = "; ".join(filter(None, [reason, self.remark]))
-        mode = {"resume_mode": "boundary" if reason else "exact", **({"resume_reason": reasons} if reasons else {})}
-        facts = {"name": self.name_prefix, **mode, **self.facts()}
+        reasons = "; ".join(filter(None, [resume.pop("resume_reason", None), self.remark]))
+        facts = {"name": self.name_prefix, **resume, **({"resume_reason": reasons} if reasons else {}), **self.facts()}
         before = () if self.newest is None else self.newest.segments
         reused = replay_buffer.segments_to_reuse(self.model, before)
         self.newest = checkpoints.commit(

@@ -10,9 +10,11 @@ from rl_research.checkpoints import Scores
 from rl_research.runs import Run
 from rl_research.training import models
 from rl_research.training.callbacks import raise_if_diverged
+from rl_research.training.restorable import recall_of
 
 if TYPE_CHECKING:
     from stable_baselines3.common.base_class import BaseAlgorithm
+    from stable_baselines3.common.vec_env import VecEnv
 
     from rl_research.uploads import UploadQueue
 
@@ -35,6 +37,16 @@ class Commits:
         self.segment = checkpoint.manifest.segment + 1
         self._resumed_from = checkpoint.name
         self._record(checkpoint)  # which another machine may have committed
+
+    def choose_recall(self, env: VecEnv) -> None:
+        """Decide how *env*'s state is brought back after a kill, and say so where it cannot be pickled."""
+        if (recall := recall_of(env)) is None or recall.reason:
+            return
+        env.env_method("record", recall.choose())
+        if recall.reason:
+            how = {"resume_mode": "replay" if recall.method else "boundary", "resume_reason": recall.reason}
+            self.run.logger.log_config({"resume": how})
+            self.run.save(**how)
 
     def describe_resume(self, step: int, failure: str | None) -> None:
         """Say in the W&B run and in the record how this segment continues from *step*; *failure*: after which."""
@@ -92,4 +104,6 @@ class Commits:
             checkpoint=checkpoint.address,
             local_checkpoint=checkpoint.address,
             parameters_sha256=checkpoint.manifest.parameters_sha256,
+            resume_mode=checkpoint.manifest.resume_mode,
+            resume_reason=checkpoint.manifest.resume_reason,
         )

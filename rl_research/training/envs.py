@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import copyreg
 import importlib
-import io
 import logging
 import os
-import pickle
 from collections.abc import Callable
 from contextlib import suppress
 from functools import cache, partial
@@ -27,6 +24,7 @@ from rl_research.config import (
 )
 from rl_research.errors import CannotRender, ConfigError, EnvironmentFailed, in_a_line
 from rl_research.training.env_wrappers import Checked, InWorker, close, failure, name_of
+from rl_research.training.restorable import Recall, Restorable
 
 if TYPE_CHECKING:
     from stable_baselines3.common.vec_env import VecEnv
@@ -92,56 +90,6 @@ class _Anew(gym.Wrapper[Any, Any, Any, Any]):
         self.env = self._wrappers(self._bare)
 
 
-class Restorable(Checked):
-    """Pickle the environment inside and take it back, in a worker process as well as in this one."""
-
-    def capture_state(self) -> tuple[bytes | None, str | None]:
-        """Return the environment inside as a pickle, episode and generators included, or the reason why not.
-
-        Never raises: that would end a worker process.
-        """
-        data = io.BytesIO()
-        try:
-            _WholePickler(data).dump(self.env)
-            pickle.dump((self._seed, self._episode, self.steps), data)
-        except Exception as error:  # noqa: BLE001  # it may refuse in any way; Box2D asserts
-            return None, f"{type(error).__name__} {error}".strip()
-        return data.getvalue(), None
-
-    def restore_state(self, data: bytes) -> None:
-        """Continue as the environment that `capture_state` saw."""
-        stream = io.BytesIO(data)
-        self.env = _Unpickler(stream).load()
-        with suppress(EOFError):  # of a checkpoint that does not know where its episode is
-            self._seed, self._episode, self.steps = pickle.load(stream)  # as trusted as the environment
-
-
-class _WholePickler(pickle.Pickler):
-    """Keep all of an `EzPickle`, which by itself would keep its constructor's arguments only.
-
-    Gymnasium's MuJoCo, Box2D and Atari environments are such: their pickles load in the state before the
-    first reset. All of MuJoCo's state can be pickled; Box2D's refuses, as it should.
-    """
-
-    def reducer_override(self, value: Any) -> Any:
-        kind = type(value)
-        if getattr(kind, "__getstate__", None) is not gym.utils.EzPickle.__getstate__:
-            return NotImplemented
-        return copyreg.__newobj__, (kind,), vars(value), None, None, put_state  # type: ignore[attr-defined]  # undocumented, but what pickle itself names in every pickle
-
-
-class _Unpickler(pickle.Unpickler):
-    """Find this module also under the name that checkpoints of version 0.1 give it."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        return super().find_class(__name__ if module == "rl_research.envs" else module, name)
-
-
-def put_state(env: object, state: dict[str, Any]) -> None:
-    """Give *env*, newly made, its attributes. Pickles in checkpoints name this function."""
-    vars(env).update(state)
-
-
 def _in_worker(trainer: int, env: gym.Env[Any, Any]) -> gym.Env[Any, Any]:
     return InWorker(_restorable(env), trainer)
 
@@ -170,6 +118,8 @@ def training_env(config: Config) -> VecEnv:
         vec_env_kwargs={"start_method": config.env.start_method} if in_workers else None,
         wrapper_class=partial(_in_worker, os.getpid()) if in_workers else _restorable,
     )
+    make_copies = partial(check_env, config) if config.env.replay else None
+    venv.recall = Recall(make_copies, config.experiment.seed)  # type: ignore[attr-defined]  # a snapshot asks for it
     return _wrapped(config, venv, training=True)
 
 

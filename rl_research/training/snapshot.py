@@ -20,6 +20,7 @@ from stable_baselines3.common.vec_env import VecEnvWrapper, VecNormalize
 from rl_research.tracking import MODEL, STATISTICS, policy_files, restore_statistics
 from rl_research.training.randomness import random_state, restore_random_state
 from rl_research.training.replay_buffer import episodes, head_row, restore_replay, truncate_last_row
+from rl_research.training.restorable import Method, recall_of
 
 if TYPE_CHECKING:
     from stable_baselines3.common.base_class import BaseAlgorithm
@@ -33,32 +34,28 @@ _KEPT = ("action_space", "action_noise", "_last_lstm_states")
 _NOT_THEIRS = ("venv", "class_attributes")  # of a VecEnvWrapper
 
 
-def capture(model: BaseAlgorithm, callbacks: Mapping[str, Any]) -> tuple[dict[str, bytes], str | None]:
+def capture(model: BaseAlgorithm, callbacks: Mapping[str, Any]) -> tuple[dict[str, bytes], dict[str, str]]:
     """Return the files that training needs to continue, by name, at a rollout start.
 
-    *callbacks* is the state of whatever else must continue. Returned with the files is the reason why the
-    environments could not be captured; None if they were: then the resume is exact. The rows of a replay
+    *callbacks* is the state of whatever else must continue. Returned with the files is what the manifest says of a
+    resume from them: ``resume_mode``, and ``resume_reason`` where that is not exact. The rows of a replay
     buffer are not among the files: checkpoints share them, see `replay_buffer`.
     """
     assert model.env is not None
-    environments, reason = _capture_environments(model.env)
-    vec_wrappers = None
-    if reason is None:
-        vec_wrappers, reason = _capture_vec_wrappers(model.env)
-        environments = environments if reason is None else None
+    environments, resume = _capture_environments(model.env)
     state = {
         "model": {name: getattr(model, name, None) for name in _KEPT},
         "random": random_state(),
         "sde": _attributes(_sde_distribution(model), "exploration_mat", "exploration_matrices"),
         "rollout": _attributes(getattr(model, "rollout_buffer", None), "gamma", "gae_lambda"),
-        "environments": environments,
-        "vec_wrappers": vec_wrappers,
+        "environments": None,  # where there are replays, and there version 0.1 would take them for pickles
+        **environments,
         "normalizer": _attributes(model.get_vec_normalize_env(), "returns", "old_reward", "old_obs"),
         "callbacks": dict(callbacks),
         "replay_head": head_row(model),
         "replay_episodes": episodes(model),
     }
-    return {**policy_files(model), STATE: pickle.dumps(state)}, reason
+    return {**policy_files(model), STATE: pickle.dumps(state)}, resume
 
 
 class Snapshot:
@@ -69,20 +66,25 @@ class Snapshot:
         self._anew = anew
         self._segments = segments
         self._state: dict[str, Any] = pickle.loads(read(STATE))
+        self._environments: list[Any] | None = self._state["environments"] or self._state.get("replays")
         self.callbacks: dict[str, Any] = self._state["callbacks"]
+        self.differs: str | None = None  # how a replayed environment is not where it was
 
     @property
     def exact(self) -> bool:
-        """Whether the environments can be put back, so that no bit will differ."""
-        return self._state["environments"] is not None and not self._anew
+        """Whether the environments are put back, pickled or replayed, so that no bit will differ."""
+        return self._environments is not None and not self._anew and self.differs is None
 
     def into(self, fresh: BaseAlgorithm, env: VecEnv, env_seed: int) -> BaseAlgorithm:
         """Return an algorithm like *fresh* that goes on in *env* where the captured one was.
 
         *fresh* and *env* are as built for a new run. Environments that could not be captured begin new
         episodes, seeded from *env_seed* on, and the replay buffer's last transition is marked as truncated
-        (as SheepRL does). What SB3 resets when `learn` begins is put back by `at_first_rollout`.
+        (as SheepRL does). So do those whose replay `differs`. What SB3 resets when `learn` begins is put back by
+        `at_first_rollout`.
         """
+        if self.exact:
+            self._restore_environments(env)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # what it says was said when the run began
             model = type(fresh).load(
@@ -101,8 +103,6 @@ class Snapshot:
             restore_statistics(normalizer, self._read(STATISTICS))
             vars(normalizer).update(self._state["normalizer"])
         if self.exact:
-            for index, data in enumerate(self._state["environments"]):
-                env.env_method("restore_state", data, indices=index)
             if (wrappers := self._state.get("vec_wrappers")) is not None:  # version 0.1 kept none
                 for wrapper, attributes in zip(_vec_wrappers(env), pickle.loads(wrappers), strict=True):
                     vars(wrapper).update(attributes)
@@ -114,6 +114,20 @@ class Snapshot:
     def at_first_rollout(self) -> BaseCallback:
         """Return a callback that puts back what `learn` resets; it has to be called before every other."""
         return _AtFirstRollout(self._state)
+
+    def _restore_environments(self, env: VecEnv) -> None:
+        assert self._environments is not None
+        recall = recall_of(env)
+        if recall is not None and "recall" in self._state:
+            method, recall.reason = self._state["recall"]
+            recall.method = Method(*method)
+            env.env_method("record", recall.method)
+        for index, data in enumerate(self._environments):
+            (self.differs,) = env.env_method("restore_state", data, indices=index)
+            if self.differs is not None:
+                return
+        if recall is not None and recall.method is not None:
+            recall.proven.add(max(self._environments)[0])
 
 
 class _AtFirstRollout(BaseCallback):
@@ -139,14 +153,28 @@ class _AtFirstRollout(BaseCallback):
             setattr(distribution, name, tensor)
 
 
-def _capture_environments(env: VecEnv) -> tuple[list[bytes] | None, str | None]:
+def _capture_environments(env: VecEnv) -> tuple[dict[str, Any], dict[str, str]]:
     if not env.has_attr("capture_state"):
-        return None, "the environments are not wrapped in `envs.Restorable`"
-    captured = env.env_method("capture_state")
-    for _, reason in captured:
-        if reason is not None:
-            return None, f"the environment cannot be pickled: {reason}"
-    return [data for data, _ in captured], None
+        return {}, _boundary("the environments are not wrapped in `envs.Restorable`")
+    recall = recall_of(env)
+    data, refusals = zip(*env.env_method("capture_state"), strict=True)
+    wrappers, refusal = _capture_vec_wrappers(env)
+    if any(refusals):
+        method, why = (recall.method, recall.reason) if recall else (None, "")
+        reason = next(filter(None, refusals))
+        return {}, _boundary(f"{why}; {reason}" if method else why or f"the environment cannot be pickled: {reason}")
+    if refusal is not None:
+        return {}, _boundary(refusal)
+    if recall is None or isinstance(data[0], bytes):
+        return {"environments": data, "vec_wrappers": wrappers}, {"resume_mode": "exact"}
+    if (differs := recall.differs(data)) is not None:
+        return {}, _boundary(f"{recall.reason}; {differs}")
+    kept = {"replays": data, "recall": (tuple(recall.method or ()), recall.reason), "vec_wrappers": wrappers}
+    return kept, {"resume_mode": "replay", "resume_reason": recall.reason}
+
+
+def _boundary(reason: str) -> dict[str, str]:
+    return {"resume_mode": "boundary", "resume_reason": reason}
 
 
 def _vec_wrappers(env: VecEnv) -> Iterator[VecEnvWrapper]:

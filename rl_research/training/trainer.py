@@ -101,6 +101,8 @@ class Segment:
             self._continue_from(resume_point.checkpoint, env, resume_point.failure)
         elif resume_point.failure is not None:
             env.seed(self._seed_of_segment(resume_point.failure))
+        if resume_point.checkpoint is None:
+            self.commits.choose_recall(env)
         self._open_rows(resume_point.checkpoint, had)
 
     def finish(self) -> checkpoints.Checkpoint:
@@ -172,7 +174,9 @@ class Segment:
         self._first = [snapshot.at_first_rollout()]
         # A boundary resume has marked a row, so its replay segments are written anew.
         self.checkpoints.newest = newest if snapshot.exact else None
-        self.commits.describe_resume(self.model.num_timesteps, failure)
+        if not snapshot.exact:
+            self.commits.choose_recall(env)
+        self.commits.describe_resume(self.model.num_timesteps, failure or snapshot.differs)
         for name, callback in self._stateful().items():
             if callback is not None and snapshot.callbacks[name] is not None:
                 callback.restore(snapshot.callbacks[name])
