@@ -31,6 +31,9 @@ class RLResearchError(Exception):
 
     exit_code = 2
 
+    def __str__(self) -> str:
+        return str(self.args[0]) if self.args else ""
+
 
 class ConfigError(RLResearchError):
     """Raised when the experiment is described wrongly."""
@@ -85,9 +88,6 @@ class EnvironmentFailed(RLResearchError):
         super().__init__(message, trace)
         self.trace = trace
 
-    def __str__(self) -> str:
-        return str(self.args[0])
-
 
 class StudyUnfinished(RLResearchError):
     """Raised when a study has come to its end and members of it have not; *result* is what it came to."""
@@ -97,9 +97,6 @@ class StudyUnfinished(RLResearchError):
     def __init__(self, message: str, result: Mapping[str, Any]):
         super().__init__(message, result)
         self.result = result
-
-    def __str__(self) -> str:
-        return str(self.args[0])
 
 
 class Interrupted(RLResearchError):
