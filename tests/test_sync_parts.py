@@ -45,7 +45,7 @@ def test_runs_are_found_wherever_they_lie(tmp_path: Path) -> None:
     runs = tmp_path / "meine Läufe"
     _segment(runs / "a/wandb", "offline-run-20260102_000000-a-2", "a")
     _segment(runs / "a/wandb", "offline-run-20260101_000000-a", "a")
-    _segment(runs / "b/wandb", "offline-run-20260101_000000-b-off", "b-off")
+    _segment(runs / "b/wandb", "offline-run-20260101_000000-b", "b")
     _segment(runs / "b/wandb", "run-20251231_000000-b", "b")
     _segment(runs / "c/wandb", "run-20260101_000000-c", "c")
     _segment(tmp_path / "logs/wandb", "offline-run-20260101_000000-d", "d")
@@ -57,7 +57,7 @@ def test_runs_are_found_wherever_they_lie(tmp_path: Path) -> None:
     assert list(found["a"].logs) == [
         "offline-run-20260101_000000-a", "offline-run-20260102_000000-a-2",
     ]  # fmt: skip
-    assert list(found["b"].logs) == ["run-20251231_000000-b", "offline-run-20260101_000000-b-off"]
+    assert list(found["b"].logs) == ["run-20251231_000000-b", "offline-run-20260101_000000-b"]
     assert sorted(r.run_id for r in local_runs.find([runs], include_online=True)) == ["a", "b", "c"]
     (one,) = local_runs.find([tmp_path / "logs/wandb/offline-run-20260101_000000-d"])
     assert one.run_id == "d"

@@ -107,15 +107,13 @@ def test_copied_runs_are_synced_and_remembered(below: str, tmp_path: Path, serve
 @pytest.mark.parametrize("named", ["", "/runs", "/runs/fell", "/runs/fell/wandb"])
 def test_a_run_is_the_same_one_by_whatever_url(named: str, tmp_path: Path, server: WandbServer) -> None:
     """Named above, by itself or by its W&B folder: the ledger is where the next sync finds it."""
-    offline_runs.make(tmp_path, "fallback:fell:5")
+    offline_runs.make(tmp_path, "bare:fell:5")
     url = f"memory://named-{tmp_path.name}"
     store = copied(tmp_path, url)
     (outcome,) = sync(f"{url}{named}").values()
     assert outcome.state == "synced"
     assert server.run("fell").steps == list(range(5))
-    assert [name for name in store.sizes("runs/fell/wandb") if name.startswith("sync-")] == [
-        "sync-fell.json" if "wandb" not in named else "sync-fell-off.json"
-    ]
+    assert [name for name in store.sizes("runs/fell/wandb") if name.startswith("sync-")] == ["sync-fell.json"]
     assert sync(f"{url}{named}") == {}
     assert sync(url) == {}
 
@@ -135,7 +133,7 @@ def test_what_nodes_push_arrives_once(store: Server, tmp_path: Path, server: Wan
     """Runs of every kind, from a node whose disk is gone by then, with the command alone."""
     node = tmp_path / "node"
     offline_runs.make(node, "apart:apart:5", WANDB_DATA_DIR=str(tmp_path / "elsewhere"))
-    offline_runs.make(node, "rich:rich:4", "bare:two:3", "bare:two:2", "fallback:fell:5", "plain:plain:6")
+    offline_runs.make(node, "rich:rich:4", "bare:two:3", "bare:two:2", "bare:fell:5", "plain:plain:6")
     offline_runs.make_killed(node, "bare:dead:30")
     (node / "runs/two/run.json").write_text(json.dumps({"wandb": {"url": None}}))
     (node / "runs/two/checkpoints").mkdir()

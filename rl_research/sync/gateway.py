@@ -146,7 +146,7 @@ def fetched_runs(
             names = [run.lease for run in runs if to_send]
             leases = Lease(stores.mine, names, race_window=_RACE_WINDOW, removed_at_end=True)
             lease = stack.enter_context(leases.held())
-            fetched = _Fetched(stores, lease, stack.enter_context(temporary_folder()) / _folder_for(url), runs)
+            fetched = _Fetched(stores, lease, stack.enter_context(temporary_folder()) / "runs", runs)
             fetched.fetch()
         except Exception as error:  # noqa: BLE001  # `verdict_of` raises what is no failure of the store
             yield [absent_run(shown, shown, verdict_of(error))]
@@ -156,12 +156,6 @@ def fetched_runs(
             yield list(fetched.local_runs(shown, include_online=include_online))
         finally:
             fetched.write_back(before)
-
-
-def _folder_for(url: str) -> str:
-    """Return the local name of what is at *url*; a run's folder keeps its name, which its segments know."""
-    name = posixpath.basename(url.rstrip("/"))
-    return name if name not in ("", "wandb") else "fetched"
 
 
 def _runs_at(stores: ThreadedStore) -> list[_RemoteRun]:

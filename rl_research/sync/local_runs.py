@@ -174,17 +174,14 @@ def _owes_rows(run: LocalRun) -> bool:
 def _grouped(folder: Path, names: Iterable[str], chosen: Iterable[str]) -> Iterable[LocalRun]:
     """Return the runs of the *chosen* segments of one W&B folder, which holds *names*.
 
-    The online segments of a run that went on offline belong to it: what they could not send comes first. So
-    do those of a failed online start, which older versions went on with as ``X-off``.
+    The online segments of a run that went on offline belong to it: what they could not send comes first.
     """
     with_ledger = {run_id for name in names if (run_id := ledgers.run_id_of(name))}
     by_time = sorted(chosen, key=lambda name: name.removeprefix(_OFFLINE))
     found = {name: it for name in by_time if (it := _log_of(folder / name)) is not None}
-    run_ids = {name: log.name[len("run-") : -len(".wandb")] for name, (log, _) in found.items()}
-    known = {*run_ids.values(), *with_ledger, folder.parent.name}
     runs: dict[str, LocalRun] = {}
     for name, (log, size) in found.items():
-        run_id = stem if (stem := run_ids[name].removesuffix("-off")) in known else run_ids[name]
+        run_id = log.name[len("run-") : -len(".wandb")]
         if run_id not in runs:
             ledger = ledgers.read(folder, run_id) if run_id in with_ledger else Ledger(run_id)
             runs[run_id] = LocalRun(folder, run_id, {}, {}, ledger)

@@ -84,12 +84,8 @@ def _is_left_out(record: Record, facts: LogFacts) -> bool:
 
 
 def _corrected(record: Record, facts: LogFacts) -> Record:
-    """Put right what *record* says of the run's id and of places."""
-    kind = record.WhichOneof("record_type")
-    if kind == "run":
-        record.run.run_id = facts.run_id
-    elif kind == "artifact":
-        record.artifact.run_id = facts.run_id
+    """Put right what *record* says of places."""
+    if record.WhichOneof("record_type") == "artifact":
         manifest = record.artifact.manifest
         if (now := facts.places.get(manifest.manifest_file_path)) is not None:
             manifest.manifest_file_path = now
