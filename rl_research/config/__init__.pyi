@@ -25,7 +25,6 @@ from .literal_secrets import (
 )
 from .messages import did_you_mean as did_you_mean, spelt as spelt
 from .schema import (
-    CheckpointSettings as CheckpointSettings,
     Config as Config,
     Section as Section,
     StorageSettings as StorageSettings,
