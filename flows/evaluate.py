@@ -4,8 +4,6 @@ rl-research evaluate runs/RUN_ID --episodes 100
 prefect deployment run evaluate/weekly -p checkpoint=s3://bucket/runs/RUN_ID
 """
 
-# No `from __future__ import annotations`: see flows/train.py.
-
 from collections.abc import Sequence
 from typing import Any
 

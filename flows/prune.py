@@ -4,8 +4,6 @@ rl-research prune runs s3://bucket/runs --budget 50GB
 prefect deployment run prune/daily -p 'places=["runs","s3://bucket/runs"]' -p budget=50GB
 """
 
-# No `from __future__ import annotations`: see flows/train.py.
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -4,8 +4,6 @@ rl-research study my_study experiment=cartpole_ppo --seeds 0,1,2
 prefect deployment run study/weekly-benchmark
 """
 
-# No `from __future__ import annotations`: see flows/train.py.
-
 from collections.abc import Sequence
 from typing import Any
 

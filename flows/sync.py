@@ -4,8 +4,6 @@ rl-research sync runs
 prefect deployment run sync/every-15-minutes -p 'where=["runs", "s3://bucket/runs"]'
 """
 
-# No `from __future__ import annotations`: see flows/train.py.
-
 from collections import Counter
 from collections.abc import Sequence
 

@@ -4,9 +4,6 @@ rl-research train experiment=cartpole_ppo experiment.seed=1
 prefect deployment run train/nightly -p 'overrides=["experiment=cartpole_ppo"]'
 """
 
-# No `from __future__ import annotations`: `serve` sends the flow to its process by value, without
-# the names that annotations in quotes would need there.
-
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any

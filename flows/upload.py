@@ -3,8 +3,6 @@
 prefect deployment run upload/hourly -p runs_dir=runs
 """
 
-# No `from __future__ import annotations`: see flows/train.py.
-
 from pathlib import Path
 
 from prefect import flow

@@ -7,8 +7,6 @@ on from what they have committed, after a delay that doubles as long as they mak
 times at the same step.
 """
 
-# No `from __future__ import annotations`: see flows/train.py.
-
 from datetime import timedelta
 
 from prefect import flow, get_client, get_run_logger

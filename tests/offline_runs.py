@@ -2,9 +2,8 @@
 
 A run is said in a word, ``KIND:RUN_ID:ROWS``: ``bare`` rows alone; ``rich`` an image, a film, a table and an
 artifact with a file, too; ``apart`` the same, with what waits to be uploaded where ``WANDB_DATA_DIR`` says;
-``plain`` as a script without this package writes it, in ``logs/wandb``;
-``fallback`` what a failed online start goes on as; ``cut`` a process killed by SIGKILL while it logs;
-``online`` a run with a server.
+``plain`` as a script without this package writes it, in ``logs/wandb``; ``cut`` a process killed by SIGKILL while it
+logs; ``online`` a run with a server.
 """
 
 from __future__ import annotations
@@ -117,7 +116,7 @@ def _run(wandb: Any, folder: Path, word: str) -> Any:
     earlier = len(list(home.glob(f"wandb/*run-*_*-{run_id}*")))
     run = wandb.init(
         mode="online" if kind == "online" else "offline",
-        id=f"{run_id}-off" if kind == "fallback" else run_id,
+        id=run_id,
         project=PROJECT,
         dir=str(home),
         config={"run_id": run_id, "kind": kind},

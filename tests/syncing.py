@@ -13,7 +13,7 @@ from helpers import environment
 from offline_runs import QUICK
 from wandb_server import WandbServer
 
-from rl_research.sync import Outcome, Policy, tries
+from rl_research.sync import Outcome, Policy, open_runs, sync_runs
 
 
 @pytest.fixture
@@ -30,8 +30,8 @@ def sync(
 ) -> dict[str, Outcome]:
     """Sync what is in *where*, folders and URLs, once: what came of each run."""
     words = [str(place) for place in where]
-    with tries.open_runs(words, options, include_online=include_online) as runs:
-        outcomes = tries.sync_runs(runs, Policy(**policy))
+    with open_runs(words, options, include_online=include_online) as runs:
+        outcomes = sync_runs(runs, Policy(**policy))
     return {outcome.run_id: outcome for outcome in outcomes}
 
 

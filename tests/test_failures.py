@@ -25,8 +25,8 @@ BOUND = 15.0  # seconds that no operation may pass
 BIG = 20 << 20  # bytes: three parts
 
 OPERATIONS: dict[str, Callable[[Store, Path], Any]] = {
-    "put": lambda store, folder: store.put(folder / "small", "a/put"),
-    "put big": lambda store, folder: store.put(folder / "big", "a/big"),
+    "put": lambda store, folder: store.put_files({"a/put": folder / "small"}),
+    "put big": lambda store, folder: store.put_files({"a/big": folder / "big"}),
     "write": lambda store, folder: store.write("a/written", b"x"),
     "read": lambda store, folder: store.read("a/there"),
     "get": lambda store, folder: store.get("a/there", folder / "got"),
@@ -155,19 +155,19 @@ def test_a_connection_that_breaks_in_the_middle_is_worth_another_try(
     object_store.bucket("failing")
     with faults_before(object_store) as faults:
         store = _store(faults)
-        store.put(sources / "big", "a/big")
+        store.put_files({"a/big": sources / "big"})
         store = _store(faults, timeout=SHORT if kind == "stall" else TIMEOUT)
         # GCS answers so to the end of an upload that has broken; the emulator does not know it
         faults.fail("status", status=499, methods=("DELETE",))
         faults.fail(kind, after=100_000)
         if kind == "reset_request":
-            error = _error_of(lambda: store.put(sources / "big", "a/again"))
+            error = _error_of(lambda: store.put_files({"a/again": sources / "big"}))
         else:
             error = _error_of(lambda: store.get("a/big", sources / "got"))
         assert is_transient(error), repr(error)
         _cut_off(faults)
         store = _store(faults)
-        store.put(sources / "big", "a/again")
+        store.put_files({"a/again": sources / "big"})
         store.get("a/again", sources / "got")
         assert (sources / "got").read_bytes() == bytes(BIG)
 
@@ -182,7 +182,7 @@ def test_a_slow_transfer_is_left_alone(object_store: Server, sources: Path) -> N
         rate = {"gcs": 3e6, "az": 0.6e6}.get(object_store.kind, 1e6)
         faults.fail("slow", rate=rate)
         before = time.monotonic()
-        store.put(sources / "big", "a/big")
+        store.put_files({"a/big": sources / "big"})
         assert time.monotonic() - before > 6.0, "too fast to prove anything"
         assert object_store.files("slow")["runs/a/big"] == bytes(BIG)
 
@@ -191,7 +191,7 @@ def test_a_name_that_is_not_resolved_is_worth_another_try(s3: Server, sources: P
     """A name server that does not know the host now may know it later."""
     options = {**s3.options, "endpoint_url": "http://no-such-host.invalid:9"}
     store = Store("s3://bucket/runs", options, TIMEOUT)
-    assert is_transient(_error_of(lambda: store.put(sources / "small", "a")))
+    assert is_transient(_error_of(lambda: store.put_files({"a": sources / "small"})))
 
 
 def test_a_store_that_is_down_at_first_can_be_named(s3: Server, sftp: Server) -> None:

@@ -72,7 +72,7 @@ def test_parts_that_have_arrived_are_not_sent_again(s3: Server, tmp_path: Path) 
     with faults_before(s3) as faults:
         there = s3.at(faults.port)
         faults.fail("reset_request", after=100_000, times=2, path="partNumber=2")
-        Store(there.url("parts-again"), there.options).put(tmp_path / "big", "big")
+        Store(there.url("parts-again"), there.options).put_files({"big": tmp_path / "big"})
         assert len([path for path in faults.paths if "partNumber" in path]) == 5
     assert (bucket / "big").read_bytes() == (tmp_path / "big").read_bytes()
 
@@ -85,7 +85,7 @@ def test_what_has_been_downloaded_is_not_asked_for_again(
     server: Server = request.getfixturevalue(kind)
     server.bucket("resumed")
     (tmp_path / "sent").write_bytes(content := os.urandom(_BIG))
-    Store(server.url("resumed"), server.options).put(tmp_path / "sent", "big")
+    Store(server.url("resumed"), server.options).put_files({"big": tmp_path / "sent"})
     with faults_before(server) as faults:
         there = server.at(faults.port)
         store = Store(there.url("resumed"), there.options)
@@ -104,7 +104,7 @@ def test_an_upload_whose_last_answer_is_lost_is_no_missing_bucket(s3: Server, tm
         store = Store(there.url("lost-answer"), there.options)
         faults.fail("reset_response", times=1, methods=("POST",), path="uploadId")
         with suppress(ConnectionResetError):
-            store.put(tmp_path / "big", "big")
+            store.put_files({"big": tmp_path / "big"})
     assert (bucket / "big").read_bytes() == (tmp_path / "big").read_bytes()
 
 
@@ -115,7 +115,7 @@ def test_a_store_that_is_away_is_given_up_within_seconds(s3: Server) -> None:
         store = Store(there.url("away"), there.options)
         faults.fail("status", status=503)
         began = time.monotonic()
-        with pytest.raises(OSError, match=r"Service Unavailable|503") as raised:
+        with pytest.raises(OSError, match=r"Service Unavailable|503|GetObject") as raised:
             store.read("any")
         assert time.monotonic() - began < 10
         assert is_transient(raised.value)

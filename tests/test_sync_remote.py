@@ -24,8 +24,9 @@ from syncing import call, command, states, sync
 from wandb_server import WandbServer
 
 from rl_research.errors import ConfigError
+from rl_research.storage import Lease
 from rl_research.storage.store import Store
-from rl_research.sync import Policy, delivery, tries
+from rl_research.sync import Policy, delivery, open_runs, sync_runs
 from rl_research.sync.gateway import LEASE
 from rl_research.sync.pushing import push
 from rl_research.sync.threaded_store import ThreadedStore
@@ -106,15 +107,13 @@ def test_copied_runs_are_synced_and_remembered(below: str, tmp_path: Path, serve
 @pytest.mark.parametrize("named", ["", "/runs", "/runs/fell", "/runs/fell/wandb"])
 def test_a_run_is_the_same_one_by_whatever_url(named: str, tmp_path: Path, server: WandbServer) -> None:
     """Named above, by itself or by its W&B folder: the ledger is where the next sync finds it."""
-    offline_runs.make(tmp_path, "fallback:fell:5")
+    offline_runs.make(tmp_path, "bare:fell:5")
     url = f"memory://named-{tmp_path.name}"
     store = copied(tmp_path, url)
     (outcome,) = sync(f"{url}{named}").values()
     assert outcome.state == "synced"
     assert server.run("fell").steps == list(range(5))
-    assert [name for name in store.sizes("runs/fell/wandb") if name.startswith("sync-")] == [
-        "sync-fell.json" if "wandb" not in named else "sync-fell-off.json"
-    ]
+    assert [name for name in store.sizes("runs/fell/wandb") if name.startswith("sync-")] == ["sync-fell.json"]
     assert sync(f"{url}{named}") == {}
     assert sync(url) == {}
 
@@ -134,7 +133,7 @@ def test_what_nodes_push_arrives_once(store: Server, tmp_path: Path, server: Wan
     """Runs of every kind, from a node whose disk is gone by then, with the command alone."""
     node = tmp_path / "node"
     offline_runs.make(node, "apart:apart:5", WANDB_DATA_DIR=str(tmp_path / "elsewhere"))
-    offline_runs.make(node, "rich:rich:4", "bare:two:3", "bare:two:2", "fallback:fell:5", "plain:plain:6")
+    offline_runs.make(node, "rich:rich:4", "bare:two:3", "bare:two:2", "bare:fell:5", "plain:plain:6")
     offline_runs.make_killed(node, "bare:dead:30")
     (node / "runs/two/run.json").write_text(json.dumps({"wandb": {"url": None}}))
     (node / "runs/two/checkpoints").mkdir()
@@ -350,9 +349,9 @@ def test_a_gateway_that_has_lost_a_run_sends_nothing_of_it(library: Path, tmp_pa
     url = f"memory://lost-{tmp_path.name}"
     store = copied(library, url)
     theirs = {"host": "elsewhere", "machine": "another", "process": 7, "token": "theirs"}
-    with tries.open_runs([url]) as runs:
+    with open_runs([url]) as runs:
         store.write(f"one/wandb/{LEASE}", json.dumps(theirs).encode())
-        outcomes = {outcome.run_id: outcome for outcome in tries.sync_runs(runs, Policy())}
+        outcomes = {outcome.run_id: outcome for outcome in sync_runs(runs, Policy())}
     assert states(outcomes) == {"one": "busy", "two": "synced", "long": "synced"}
     assert "process 7 on elsewhere" in outcomes["one"].line()
     assert "one" not in server.run_ids
@@ -365,7 +364,7 @@ def test_what_cannot_be_had_is_not_pushed_on_as_unchanged(library: Path, tmp_pat
     """From a URL to another: a run that another gateway has is said to be busy."""
     url = f"memory://from-{tmp_path.name}"
     store = copied(library / "one", f"{url}/one")
-    with tries.open_runs([url]) as first, tries.open_runs([url]) as second:
+    with open_runs([url]) as first, open_runs([url]) as second:
         assert [run.absent for run in first] == [None]
         (outcome,) = push(second, f"memory://to-{tmp_path.name}")
     assert (outcome.state, outcome.remedy) == ("busy", "")
@@ -449,7 +448,7 @@ def test_a_silent_gateway_is_outwaited_and_a_living_one_is_not(
     """No clock is compared: what changes while it is watched is alive."""
     _of_another_machine(tmp_path, "silent")
     begun = time.monotonic()
-    with stores() as mine, mine.leased([LEASE], 0.6, 0.3) as lease:
+    with stores() as mine, Lease(mine.mine, [LEASE], 0.6, 0.3, removed_at_end=True).held() as lease:
         assert time.monotonic() - begun > 0.6
         lease.confirm()
         assert (lease.mine, lease.others) == ({LEASE}, {})
@@ -462,7 +461,7 @@ def test_a_silent_gateway_is_outwaited_and_a_living_one_is_not(
             _of_another_machine(tmp_path, str(time.monotonic()))
             return super().mine()
 
-    with Lively(tmp_path.as_uri()) as mine, mine.leased([LEASE], 0.6, 0.3) as lease:
+    with Lively(tmp_path.as_uri()) as mine, Lease(mine.mine, [LEASE], 0.6, 0.3, removed_at_end=True).held() as lease:
         assert (lease.mine, lease.others) == (set(), {LEASE: "process 7 on elsewhere"})
     assert (tmp_path / LEASE).exists(), "what is another's is not removed"
 
@@ -487,7 +486,7 @@ def test_what_is_ours_is_renewed_while_another_is_outwaited(
     _of_another_machine(tmp_path, "silent")
     with stores() as mine:
         monkeypatch.setattr(mine, "mine", lambda: Slow(tmp_path.as_uri()))
-        with mine.leased([*names, LEASE], 3.0, 0.3) as lease:
+        with Lease(mine.mine, [*names, LEASE], 3.0, 0.3, removed_at_end=True).held() as lease:
             (taken_over,) = written[LEASE]
             assert lease.mine == {*names, LEASE}
     for name in names:
@@ -511,7 +510,7 @@ def test_a_connection_that_is_lost_ends_neither_the_renewal_nor_the_sync(
 
     with stores() as mine:
         monkeypatch.setattr(mine, "mine", partial(mine_unless_away, mine.mine))
-        with mine.leased([LEASE], 0.6, 0.3):
+        with Lease(mine.mine, [LEASE], 0.6, 0.3, removed_at_end=True).held():
             away.set()
             _until(lambda: len(asked) > 1)
             away.clear()
@@ -525,7 +524,7 @@ def test_of_two_that_took_a_run_in_the_same_moment_one_gives_it_up(
     tmp_path: Path, stores: Callable[[], ThreadedStore]
 ) -> None:
     """Who has written last has it; a store that was slow to take the word makes nobody sure."""
-    with stores() as mine, mine.leased([LEASE], 0.6, 0.3) as lease:
+    with stores() as mine, Lease(mine.mine, [LEASE], 0.6, 0.3, removed_at_end=True).held() as lease:
         _of_another_machine(tmp_path, "theirs")
         lease.confirm()
         assert (lease.mine, lease.others) == (set(), {LEASE: "process 7 on elsewhere"})
@@ -538,7 +537,7 @@ def test_of_two_that_took_a_run_in_the_same_moment_one_gives_it_up(
 
     with stores() as mine:
         mine._own.store = Slow(tmp_path.as_uri())
-        with mine.leased([LEASE], 0.6, 0.3) as lease:
+        with Lease(mine.mine, [LEASE], 0.6, 0.3, removed_at_end=True).held() as lease:
             assert lease.mine == {LEASE}
             assert list(lease.unsure) == [LEASE]
     assert not (tmp_path / LEASE).exists()
@@ -546,7 +545,7 @@ def test_of_two_that_took_a_run_in_the_same_moment_one_gives_it_up(
 
 def test_a_gateway_that_was_away_too_long_notices(tmp_path: Path, stores: Callable[[], ThreadedStore]) -> None:
     """Its lease is renewed while it works; once another has it, it is not written over."""
-    with stores() as mine, mine.leased([LEASE], 0.6, 0.3) as lease:
+    with stores() as mine, Lease(mine.mine, [LEASE], 0.6, 0.3, removed_at_end=True).held() as lease:
         first = (tmp_path / LEASE).stat().st_mtime_ns
         _until(lambda: (tmp_path / LEASE).stat().st_mtime_ns != first)
         _of_another_machine(tmp_path, "theirs")

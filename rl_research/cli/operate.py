@@ -63,7 +63,7 @@ def serve(limit: int) -> None:
         "stop        Ctrl-C; flow runs commit first. Once more: at once\n"
     )
     sys.stdout.flush()
-    orchestration.serve(_FILE, limit)
+    orchestration.work_until_stopped(orchestration.deploy(_FILE), limit)
 
 
 def _find_server() -> None:

@@ -39,7 +39,6 @@ from .plugins import (
 )
 from .registry import register as register
 from .schema import (
-    CheckpointSettings as CheckpointSettings,
     Config as Config,
     Section as Section,
     StorageSettings as StorageSettings,

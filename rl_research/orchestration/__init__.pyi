@@ -9,7 +9,7 @@ from .artifacts import (
     publish_synced_link as publish_synced_link,
 )
 from .deployment_file import parsed as parsed, read as read
-from .deployments import deploy as deploy, serve as serve
+from .deployments import deploy as deploy
 from .embedded_api import EmbeddedAPI as EmbeddedAPI, check_settings as check_settings, embed_api as embed_api
 from .flow_calls import call_flow as call_flow, handed_over as handed_over
 from .flow_runs import (
@@ -34,3 +34,4 @@ from .upload_tasks import (
     upload_pending as upload_pending,
 )
 from .watchdog import repair_flow_runs as repair_flow_runs
+from .worker import work_until_stopped as work_until_stopped

@@ -1,4 +1,4 @@
-"""Deploy what deployment.yaml declares, and run a worker for it."""
+"""Deploy what deployment.yaml declares."""
 
 import subprocess
 import sys
@@ -10,7 +10,6 @@ from prefect.exceptions import ObjectNotFound
 
 from rl_research.errors import ConfigError
 from rl_research.orchestration.deployment_file import FILE, read
-from rl_research.orchestration.worker import work_until_stopped
 
 
 def deploy(path: Path = FILE) -> str:
@@ -47,13 +46,3 @@ def _run_prefect(*arguments: str, folder: Path | None = None) -> None:
     if done.returncode:
         printed = (done.stdout + done.stderr).strip().splitlines()[-20:]
         raise ConfigError("\n".join([f"prefect {' '.join(arguments)}:", *printed]))
-
-
-def serve(path: Path = FILE, limit: int = 2) -> None:
-    """Deploy everything in *path*, and run a worker for it, *limit* flow runs at a time, until it is stopped.
-
-    SIGTERM, Ctrl-C or a closed terminal has the flow runs commit first, then it ends; what was stopped
-    waits, scheduled, for the next `serve` or worker. A second signal ends all at once. Raises `ConfigError`
-    for a mistake in the file.
-    """
-    work_until_stopped(deploy(path), limit)

@@ -3,8 +3,6 @@
 `UploadByTask` makes them beside training; `upload_pending` makes up for those of runs that have ended.
 """
 
-# No `from __future__ import annotations`: see flows/train.py.
-
 import contextvars
 import logging
 import threading
@@ -16,22 +14,14 @@ from prefect import runtime, task
 from prefect.client.schemas.objects import State
 from prefect.states import Completed, Crashed
 
+from rl_research import uploads
 from rl_research.checkpoints import Checkpoint
 from rl_research.errors import ConfigError, RLResearchError, in_a_line
 from rl_research.orchestration.api_client import best_effort, short_client
 from rl_research.orchestration.artifacts import Row, publish_checkpoint, publish_table
 from rl_research.orchestration.retry_policies import RETRY_TRANSIENT, retry_within
 from rl_research.storage import is_transient
-from rl_research.uploads import (
-    RunStorage,
-    TooLate,
-    Upload,
-    announce_late,
-    leased_for_upload,
-    pending_checkpoints,
-    record_uploads,
-    unannounced,
-)
+from rl_research.uploads import RunStorage, TooLate, Upload
 
 _log = logging.getLogger(__name__)
 
@@ -139,9 +129,9 @@ def upload_pending(storage: RunStorage) -> list[Delivery]:
     A run that is open is left to itself. One run's trouble is a line in the table, not the end of the round.
     """
     try:
-        if not pending_checkpoints(storage) and not unannounced(storage):
+        if not uploads.pending_checkpoints(storage) and not uploads.unannounced(storage):
             return []
-        with leased_for_upload(storage) as confirm:
+        with uploads.leased_for_upload(storage) as confirm:
             return _deliver(storage, confirm)
     except ConfigError as busy:
         _log.info("%s", busy)
@@ -155,17 +145,17 @@ def _deliver(storage: RunStorage, confirm: Callable[[], None]) -> list[Delivery]
     """Bring the newest first, for that is what another machine goes on from, until the store is silent."""
     task = upload_checkpoint.with_options(**retry_within(storage.config.storage.retry_for))
     found: list[Delivery] = []
-    for checkpoint in reversed(pending_checkpoints(storage)):
+    for checkpoint in reversed(uploads.pending_checkpoints(storage)):
         state = task(lambda c: storage.upload(c, confirm), checkpoint, return_state=True)
         found.append(_delivery(storage, checkpoint, None if state.is_completed() else state.data))
         if found[-1].store_is_silent:
-            record_uploads(storage)
+            uploads.record_uploads(storage)
             return found
-    record_uploads(storage)
-    arrived = unannounced(storage)
+    uploads.record_uploads(storage)
+    arrived = uploads.unannounced(storage)
     try:
         if arrived:
-            announce_late(storage, arrived)
+            uploads.announce_late(storage, arrived)
     except Exception as error:  # noqa: BLE001  # a line in the table, as above
         _log.warning(
             "%s: W&B is not told: %s", storage.folder, in_a_line(error),

@@ -13,17 +13,7 @@ from datetime import datetime, timedelta, timezone
 from functools import cached_property
 
 from prefect.client.orchestration import SyncPrefectClient
-from prefect.client.schemas.filters import (
-    FlowRunFilter,
-    FlowRunFilterDeploymentId,
-    FlowRunFilterId,
-    FlowRunFilterState,
-    FlowRunFilterStateType,
-    FlowRunFilterTags,
-    TaskRunFilter,
-    TaskRunFilterState,
-    TaskRunFilterStateType,
-)
+from prefect.client.schemas import filters
 from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.events.filters import EventFilter, EventNameFilter, EventResourceFilter
 from prefect.states import Cancelled, Crashed
@@ -183,10 +173,10 @@ def _resume(client: SyncPrefectClient, subject: _Subject, cause: str) -> str:
 
 def _end_task_runs(client: SyncPrefectClient, run: FlowRun) -> None:
     """Mark the task runs of *run* that its process has left behind, which would be running for ever."""
-    under_way = TaskRunFilterStateType(any_=[StateType.RUNNING, StateType.PENDING])
+    under_way = filters.TaskRunFilterStateType(any_=[StateType.RUNNING, StateType.PENDING])
     left = client.read_task_runs(
-        flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[run.id])),
-        task_run_filter=TaskRunFilter(state=TaskRunFilterState(type=under_way)),
+        flow_run_filter=filters.FlowRunFilter(id=filters.FlowRunFilterId(any_=[run.id])),
+        task_run_filter=filters.TaskRunFilter(state=filters.TaskRunFilterState(type=under_way)),
     )
     for task_run in left:
         client.set_task_run_state(task_run.id, Crashed(message="its process is gone"), force=True)
@@ -198,10 +188,10 @@ def _is_resumable(client: SyncPrefectClient, run: FlowRun) -> bool:
 
 def _read(client: SyncPrefectClient, kinds: Sequence[StateType]) -> list[FlowRun]:
     return client.read_flow_runs(
-        flow_run_filter=FlowRunFilter(
-            tags=FlowRunFilterTags(all_=["rl_research"]),
-            deployment_id=FlowRunFilterDeploymentId(is_null_=False),
-            state=FlowRunFilterState(type=FlowRunFilterStateType(any_=list(kinds))),
+        flow_run_filter=filters.FlowRunFilter(
+            tags=filters.FlowRunFilterTags(all_=["rl_research"]),
+            deployment_id=filters.FlowRunFilterDeploymentId(is_null_=False),
+            state=filters.FlowRunFilterState(type=filters.FlowRunFilterStateType(any_=list(kinds))),
         ),
         limit=200,
     )

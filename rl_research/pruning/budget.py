@@ -12,15 +12,8 @@ from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
 
-from rl_research.checkpoints import (
-    FOLDER,
-    MANIFEST,
-    list_checkpoints,
-    local_checkpoints,
-    open_checkpoint,
-    remote_store,
-    storage_url_of,
-)
+from rl_research import checkpoints
+from rl_research.checkpoints import FOLDER, MANIFEST
 from rl_research.errors import CheckpointError, ConfigError, RLResearchError
 from rl_research.pruning.plan import Pruned, Removal, Rules
 from rl_research.runs import RECORD, PruneRecord, RunRecord, leased_folder, read_record
@@ -84,17 +77,17 @@ def _reason_to_keep(run: _FinishedRun, rules: Rules) -> str | None:
 
 def _reason_not_stored(folder: Path, rules: Rules) -> str | None:
     """Return why the checkpoints in *folder* are not all in its ``storage.url``, too; None if they are."""
-    local = local_checkpoints(folder)
-    url = storage_url_of(folder)
+    local = checkpoints.local_checkpoints(folder)
+    url = checkpoints.storage_url_of(folder)
     if not local:
         return None
     if url is None:
         return "its checkpoints lie nowhere else (no storage.url)"
     try:
-        store = remote_store(url, rules.options, folder.name)
+        store = checkpoints.remote_store(url, rules.options, folder.name)
         sizes = {name: entry.size for name, entry in store.entries().items()}
         for checkpoint in local:
-            stored = open_checkpoint(store, checkpoint.name)
+            stored = checkpoints.open_checkpoint(store, checkpoint.name)
             stored.check_sizes(sizes)
             if stored.paths() != checkpoint.paths():
                 return f"{store.path(checkpoint.name)} is not the same checkpoint"
@@ -143,6 +136,6 @@ def _removals(run: _FinishedRun, part: Sequence[str], counted: Sequence[Removal]
 
 def _remove_folder(folder: Path) -> None:
     """Remove *folder*; a checkpoint in it first of all stops being one."""
-    for checkpoint in list_checkpoints(Store(folder)):
+    for checkpoint in checkpoints.list_checkpoints(Store(folder)):
         checkpoint.store.remove(f"{checkpoint.name}/{MANIFEST}")
     shutil.rmtree(folder)

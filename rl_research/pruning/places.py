@@ -1,13 +1,11 @@
 """A place is a folder of runs, one run, or the URL of either; each run in it is pruned alone."""
 
-import re
-from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
 from rl_research import checkpoints
-from rl_research.checkpoints import FOLDER, MANIFEST, REPLAY, STEP, Retention, is_url
+from rl_research.checkpoints import FOLDER, MANIFEST, Retention, is_url
 from rl_research.config import did_you_mean
 from rl_research.errors import ConfigError, StorageError
 from rl_research.pruning.budget import enforce_budget
@@ -18,7 +16,6 @@ from rl_research.storage import FILE as STORE_LEASE, Entry, Store, below, holder
 from rl_research.system import expanded
 
 _SILENCE = 3600.0  # seconds after which a lease in a store, renewed every few, is believed no more
-_UPLOAD = re.compile(rf"(?P<run>(?:[^/]+/)?{FOLDER})/(?:{STEP.pattern}|{REPLAY})/[^/]+")
 
 
 def prune_place(place: str, rules: Rules) -> Pruned:
@@ -39,8 +36,6 @@ def prune_place(place: str, rules: Rules) -> Pruned:
                 _prune_stored(Store(below(address, FOLDER), rules.options), result)
         except (PermissionError, IsADirectoryError, StorageError) as error:
             result.refuse(address, error)
-    if is_url(place):
-        _abort_uploads(Store(place, rules.options), result)
     enforce_budget(folders, result)
     return result
 
@@ -135,29 +130,3 @@ def _is_open(store: Store, entries: Mapping[str, Entry], result: Pruned) -> bool
     if holder is not None:
         result.spare(store.path(""), f"{holder} has this run open")
     return holder is not None
-
-
-def _abort_uploads(store: Store, result: Pruned) -> None:
-    """Abort unfinished uploads of runs in *store*: no listing shows them, and they are paid for.
-
-    They go if they were begun before the grace period and no process has the run open. A store
-    that does not tell, or does not let go, is no failure: a line says which right is missing.
-    """
-    try:
-        found = store.unfinished_uploads()
-    except StorageError as error:
-        result.spare(store.url, f"unfinished uploads there are not looked for: {error}")
-        return
-    by_run: dict[str, list[Removal]] = defaultdict(list)
-    for upload in found:
-        if (ours := _UPLOAD.fullmatch(upload.name)) is not None and upload.begun < result.rules.before:
-            reason = "an upload that was never finished, of unknown size"
-            abort = partial(store.abort, upload)
-            by_run[ours["run"]].append(Removal(store.path(upload.name), 0, reason, abort))
-    for run, removals in by_run.items():
-        stored = Store(below(result.place, run), result.rules.options)
-        try:
-            if not _is_open(stored, stored.entries(), result):
-                result.carry_out(removals, optional=True)
-        except StorageError as error:
-            result.refuse(stored.path(""), error)

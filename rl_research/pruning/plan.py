@@ -45,10 +45,6 @@ class Removal:
     reason: str
     remove: Callable[[], None] = field(repr=False, compare=False)
 
-    def described(self) -> dict[str, Any]:
-        """As JSON can hold it."""
-        return {"path": self.path, "bytes": self.size, "reason": self.reason}
-
 
 @dataclass
 class Pruned:
@@ -72,20 +68,14 @@ class Pruned:
         """Bytes that the runs there still hold."""
         return self.bytes_before - self.bytes_removed
 
-    def carry_out(self, removals: Sequence[Removal], *, optional: bool = False) -> None:
-        """Remove, unless it is a dry run; a refusal is noted and ends it for this run.
-
-        Of what is *optional* a refusal is no failure.
-        """
+    def carry_out(self, removals: Sequence[Removal]) -> None:
+        """Remove, unless it is a dry run; a refusal is noted and ends it for this run."""
         for removal in removals:
             try:
                 if not self.rules.dry_run:
                     removal.remove()
             except (PermissionError, StorageError) as error:
-                if optional:
-                    self.spare(removal.path, str(error))
-                else:
-                    self.refuse(removal.path, error)
+                self.refuse(removal.path, error)
                 return
             self.removed.append(removal)
 
@@ -105,7 +95,7 @@ class Pruned:
         return {
             "place": self.place,
             "runs": self.runs,
-            "removed": [removal.described() for removal in self.removed],
+            "removed": [{"path": r.path, "bytes": r.size, "reason": r.reason} for r in self.removed],
             "bytes_removed": self.bytes_removed,
             "bytes_left": self.bytes_left,
             "spared": [{"path": path, "reason": reason} for path, reason in self.spared],

@@ -42,11 +42,6 @@ def write_report(run_dir: Path, status: str | None = None) -> Path:
     return path
 
 
-def learning_curve_png(run_dir: Path) -> bytes | None:
-    """Return the learning curve as a PNG on white, None where nothing was logged yet."""
-    return Run(run_dir).learning_curve_png()
-
-
 def summary_markdown(run_dir: Path) -> str:
     """Return a few lines of Markdown about the run, with its learning curve as a picture."""
     run = Run(run_dir)

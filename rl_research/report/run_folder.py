@@ -7,13 +7,13 @@ value of the record.
 import csv
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from zipfile import BadZipFile
 
 import numpy as np
-from pydantic import ValidationError
+import yaml
 
 from rl_research.checkpoints import FOLDER, Checkpoint, Scores, survey
 from rl_research.errors import ConfigError
@@ -23,6 +23,7 @@ from rl_research.statistics import Floats, bootstrap_interval
 from rl_research.storage import Store
 
 _MAX_EVALUATIONS = 200
+T = TypeVar("T")
 
 
 class RunFolder:
@@ -32,8 +33,8 @@ class RunFolder:
         self.folder = folder
         self.record = _record(folder)
         self.published = self.record.published
-        in_record = None if self.record.scores is None else self.record.scores.model_dump()
-        self.scores = _scores(_json(folder / SCORES)) or _scores(in_record)
+        in_record = self.record.scores and Scores.model_validate(self.record.scores.model_dump())
+        self.scores = _read(folder / SCORES, lambda text: Scores.model_validate(json.loads(text))) or in_record
         self.metrics = _progress(folder / PROGRESS)
         self.evaluations = list(_evaluations(folder / "evaluations.npz"))
         self.returns = _floats(list(self.scores.returns) if self.scores else [])
@@ -80,7 +81,7 @@ class RunFolder:
     def configuration(self) -> dict[str, dict[str, str]]:
         """Every setting, by its path within its section; settings of no section come first."""
         sections: dict[str, dict[str, str]] = {"run": {}}
-        for path, value in _leaves(_yaml(self.folder / DESCRIPTION)):
+        for path, value in _leaves(_read(self.folder / DESCRIPTION, yaml.safe_load)):
             section, _, rest = path.partition(".")
             sections.setdefault(section if rest else "run", {})[rest or section] = value
         return {section: leaves for section, leaves in sections.items() if leaves}
@@ -94,7 +95,8 @@ class RunFolder:
     @property
     def overrides(self) -> list[str]:
         """Overrides with which the run was started."""
-        return _lines(self.folder / "overrides.txt")
+        lines = _read(self.folder / "overrides.txt", str.splitlines) or []
+        return [line.strip() for line in lines if line.strip()]
 
     @property
     def film(self) -> Path | None:
@@ -121,34 +123,11 @@ def _record(folder: Path) -> RunRecord:
     raise ConfigError(f"{path} {state}: a report is written from the folder of a run.")
 
 
-def _json(path: Path) -> Any:
+def _read(path: Path, parse: Callable[[str], T]) -> T | None:
+    """Return what *parse* makes of the text in *path*; None where it is missing or damaged."""
     try:
-        return json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return None
-
-
-def _yaml(path: Path) -> Any:
-    import yaml
-
-    try:
-        return yaml.safe_load(path.read_bytes())
+        return parse(path.read_text("utf-8", "replace"))
     except (OSError, ValueError, RecursionError, yaml.YAMLError):
-        return None
-
-
-def _lines(path: Path) -> list[str]:
-    try:
-        lines = path.read_text("utf-8", "replace").splitlines()
-    except OSError:
-        return []
-    return [line.strip() for line in lines if line.strip()]
-
-
-def _scores(value: object) -> Scores | None:
-    try:
-        return Scores.model_validate(value)
-    except ValidationError:
         return None
 
 

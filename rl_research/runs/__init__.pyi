@@ -14,9 +14,6 @@ from .record import (
     SCORES as SCORES,
     PruneRecord as PruneRecord,
     RunRecord as RunRecord,
-    ScoreRecord as ScoreRecord,
-    WandbRecord as WandbRecord,
     read_record as read_record,
-    utc_now as utc_now,
 )
 from .run import Run as Run, make_folder as make_folder, open_run as open_run, unfinished_files as unfinished_files

@@ -49,11 +49,8 @@ def leased_store(config: Config, stop: StopRequest) -> Iterator[RunLease | None]
         yield None
         return
     lease = RunLease(lambda: _store(config), str(config.run_id), config.storage.lease)
-    lease.acquire(on_wait=stop.raise_if_requested)
-    try:
+    with lease.held(on_wait=stop.raise_if_requested):
         yield lease
-    finally:
-        lease.release()
 
 
 def stored_lease(config: Config) -> dict[str, Any] | None:

@@ -46,10 +46,8 @@ class Run:
         self.logger = logger
         self.stop = stop
         self.record = read_record(self.dir) or RunRecord()
-        self._since = time.monotonic()
-        self._cpu_since = time.process_time()
-        self._seconds_before = self.record.seconds
-        self._cpu_before = self.record.cpu_seconds
+        self._began = time.monotonic() - self.record.seconds  # as if the earlier segments had ended just now
+        self._cpu_began = time.process_time() - self.record.cpu_seconds
 
     def check_lease(self) -> None:
         """Raise `StorageError` if the run is no longer this process's, in its folder or in its store."""
@@ -88,9 +86,8 @@ class Run:
         """Set *facts*, fields of `RunRecord`, and write the run's record to disk."""
         for name, value in facts.items():
             setattr(self.record, name, value)
-        seconds, cpu = time.monotonic() - self._since, time.process_time() - self._cpu_since
-        self.record.seconds = round(self._seconds_before + seconds, 3)
-        self.record.cpu_seconds = round(self._cpu_before + cpu, 3)
+        self.record.seconds = round(time.monotonic() - self._began, 3)
+        self.record.cpu_seconds = round(time.process_time() - self._cpu_began, 3)
         self.record.saved_at = utc_now()
         self.record.write(self.dir)
 

@@ -8,6 +8,5 @@ from .lease import (
     holder_in as holder_in,
     lease_in as lease_in,
 )
-from .multipart import Unfinished as Unfinished
 from .store import TIMEOUT as TIMEOUT, Entry as Entry, Store as Store, around_path as around_path, below as below
 from .transient import is_transient as is_transient

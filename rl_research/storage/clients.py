@@ -28,8 +28,8 @@ _PART = 1 << 20  # bytes of a bigger file that are sent to Azure at a time; it r
 
 
 def schemes(url: str) -> list[str]:
-    """Return the file systems that *url* names, outermost first: ``simplecache::s3://b`` names two."""
-    parts = [part.partition("://")[0] for part in url.split("::")]
+    """Return the file systems that *url* names, outermost first: ``simplecache::s3://b`` names two, a path none."""
+    parts = [part.partition("://")[0] for part in url.split("::")] if "://" in url or "::" in url else []
     return [part for part in parts if re.fullmatch(r"[A-Za-z0-9+.-]+", part)]
 
 
@@ -51,7 +51,7 @@ def crosses_network(url: str) -> bool:
 
 def bounded(url: str, options: Mapping[str, Any], timeout: float) -> dict[str, Any]:
     """Return *options* of the file systems in *url*, with bounds of *timeout* seconds where they set none."""
-    outer, *inner = (schemes(url) if "://" in url or "::" in url else []) or [""]
+    outer, *inner = schemes(url) or [""]
     chained = {scheme: _merged(_bounds(scheme, timeout), options.get(scheme, {})) for scheme in inner}
     return _merged(
         _bounds(outer, timeout), {**options, **{scheme: given for scheme, given in chained.items() if given}}
@@ -122,7 +122,8 @@ def _bounds(scheme: str, timeout: float) -> dict[str, Any]:
         case "s3":
             once = {"total_max_attempts": 1, "mode": "standard"}
             config = {"retries": once, "connect_timeout": connect, "read_timeout": read}
-            return {"config_kwargs": config, "use_listings_cache": False}
+            # downloads in one piece, so that what has come is the file's beginning
+            return {"config_kwargs": config, "use_listings_cache": False, "max_concurrency": 1}
         case "gcs":
             return {"use_listings_cache": False}
         case "azure":

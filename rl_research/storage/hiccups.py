@@ -1,7 +1,7 @@
 """Hiccups: a request to a store that fails for a moment is made again, a few times within seconds.
 
 The clients' own retries cannot be counted, differ from client to client and are none in SFTP's. So they stay off,
-and each client makes its requests through `again` or `again_async`; see `clients.prepare` and `filesystem`.
+and each client makes its requests through `again` or `again_async`; see `clients.prepare` and `Store`.
 """
 
 import logging

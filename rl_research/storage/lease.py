@@ -12,11 +12,13 @@ import platform
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
+
+from typing_extensions import Self
 
 from rl_research.errors import ConfigError, RunTakenOver, StorageError
 from rl_research.storage.store import Store
@@ -87,6 +89,15 @@ class Lease:
                 self.release()
             raise
         self._acquired_at = time.monotonic()
+
+    @contextmanager
+    def held(self, on_wait: Callable[[], None] = lambda: None) -> Iterator[Self]:
+        """Have the leases that are free in the block; see `acquire`."""
+        try:
+            self.acquire(on_wait)
+            yield self
+        finally:
+            self.release()
 
     def confirm(self) -> None:
         """Give up what another process has taken in the same moment, or since."""

@@ -1,46 +1,26 @@
 """Files to an object store, several at once, and big ones to S3 in parts.
 
 s3fs alone sends a file in waves, each waiting for its slowest part, reports whole parts only, and does not
-end an upload that is cancelled. Uploads to S3 that a killed process has begun are found here, too: no listing
-of objects shows them, and they cost money. GCS and Azure let theirs expire after a week; elsewhere what is cut
-off is a file, or nothing.
+end an upload that is cancelled.
 """
 
 import asyncio
 import errno
 from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rl_research.errors import StorageError
 from rl_research.storage import fsspec_private
 from rl_research.storage.clients import kind_of
-from rl_research.storage.hiccups import again_async
 from rl_research.storage.stalls import Body, Progress, all_or_first_error
-from rl_research.storage.transient import causes, status_of
 
 PART = 8 << 20  # bytes
 _AT_ONCE = 8  # parts and small files on their way, which bounds the memory, too
-_READ_AT_ONCE = 4  # parts of one file that are on their way here
 _AZURE_BLOCKS = 4  # of one file at a time; `clients` says how big they are
 _MOST_PARTS = 10_000  # of one object, says S3
 _ABORT_TIMEOUT = 5.0  # seconds for ending a broken upload on the server
-_RIGHTS = {
-    "list_multipart_uploads": "s3:ListBucketMultipartUploads",
-    "abort_multipart_upload": "s3:AbortMultipartUpload",
-}
-
-
-@dataclass(frozen=True)
-class Unfinished:
-    """An upload to S3, under way or cut off: what it was to become, and when it was begun (seconds since 1970)."""
-
-    name: str
-    upload_id: str
-    begun: float
 
 
 async def put_files(fs: Any, files: Iterable[tuple[Path, str]], progress: Progress) -> None:
@@ -100,57 +80,3 @@ def _read(source: Path, start: int, length: int) -> bytes:
     with source.open("rb") as file:
         file.seek(start)
         return file.read(length)
-
-
-async def get_s3_file(fs: Any, path: str, target: Path, progress: Progress) -> None:
-    """Copy *path* of the S3 file system *fs* to *target*, which grows from its beginning on."""
-    size = (await fsspec_private.coroutine(fs, "info")(path))["size"]
-    if size <= PART:
-        await fsspec_private.coroutine(fs, "get_file")(path, str(target), callback=progress)
-        return
-    cat_file = fsspec_private.coroutine(fs, "cat_file")
-
-    async def receive(start: int) -> bytes:
-        data: bytes = await again_async(partial(cat_file, path, start=start, end=min(size, start + PART)))
-        progress.relative_update(len(data))
-        return data
-
-    with target.open("wb") as file:
-        for first in range(0, size, PART * _READ_AT_ONCE):
-            starts = range(first, min(size, first + PART * _READ_AT_ONCE), PART)
-            file.writelines(await all_or_first_error(map(receive, starts)))
-
-
-async def unfinished_uploads(fs: Any, root: str, progress: Progress) -> list[Unfinished]:
-    """Return the unfinished uploads below the prefix *root* of the S3 file system *fs*, by name."""
-    bucket, key, _ = fs.split_path(root)
-    prefix = f"{key.rstrip('/')}/" if key.strip("/") else ""
-    found: list[Unfinished] = []
-    position: dict[str, Any] = {}
-    while True:
-        page = await _ask(fs, "list_multipart_uploads", Bucket=bucket, Prefix=prefix, **position)
-        progress.relative_update()
-        found += [
-            Unfinished(upload["Key"].removeprefix(prefix), upload["UploadId"], upload["Initiated"].timestamp())
-            for upload in page.get("Uploads", ())
-            if upload["Key"].startswith(prefix)
-        ]
-        if not page.get("IsTruncated"):
-            return sorted(found, key=lambda upload: upload.name)
-        position = {name: page[f"Next{name}"] for name in ("KeyMarker", "UploadIdMarker") if page.get(f"Next{name}")}
-
-
-async def abort_upload(fs: Any, path: str, upload_id: str) -> None:
-    """End the upload *upload_id* to *path*, and free what it holds; one that is gone is fine."""
-    bucket, key, _ = fs.split_path(path)
-    with suppress(FileNotFoundError):
-        await _ask(fs, "abort_multipart_upload", Bucket=bucket, Key=key, UploadId=upload_id)
-
-
-async def _ask(fs: Any, method: str, **arguments: Any) -> Any:
-    try:
-        return await fsspec_private.call_s3(fs, method, **arguments)
-    except PermissionError as error:
-        if not any(status_of(cause)[1] == "AccessDenied" for cause in causes(error)):
-            raise
-        raise StorageError(f"these credentials lack the right {_RIGHTS[method]}") from None

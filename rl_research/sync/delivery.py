@@ -4,37 +4,67 @@ The runs of a batch go through steps together. A step returns None for a run tha
 `Verdict` is written into the ledger, an `Outcome` leaves the ledger as it is.
 """
 
+import random
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 from rl_research.errors import StorageError
+from rl_research.sync import ledger
 from rl_research.sync.job import Job
 from rl_research.sync.judgement import confirm, judge
 from rl_research.sync.local_runs import LocalRun, Policy, reason_to_skip, reread
 from rl_research.sync.outcome import Outcome, Verdict
 from rl_research.sync.recording import record_delivery, record_start, record_verdict
-from rl_research.sync.run_locks import Busy, lock_runs, run_key
-from rl_research.sync.sending import Sent, send
+from rl_research.sync.sending import Sent, send, temporary_folder
 from rl_research.sync.sent_copy import Skipped, Unclear, skipped_parts
-from rl_research.sync.temporary import temporary_folder
-from rl_research.system import retry_call
+from rl_research.system import Locked, retry_call
 from rl_research.tracking import NoAnswer, Refused, RunThere, Unreachable, WandbApi
 
 _BATCH = 50  # runs in one call of wandb
 _AT_A_TIME = 8  # runs whose logs are read, or of which the server is asked, at the same time
 _TIMEOUT = 15.0  # seconds for a question to the server
 _TRIES = 3  # of a question that the server does not answer
+_FIRST_WAIT = 3.0  # seconds before a run's second try, doubled with each
 _WAITS = (0.0, 0.5, 2.0)  # seconds to wait before the server is asked again what it has
 
 
-def deliver_runs(runs: Sequence[LocalRun], policy: Policy) -> list[Outcome]:
-    """Sync *runs*, many in one call of wandb, and return their outcomes in the same order.
+def sync_runs(
+    runs: Sequence[LocalRun],
+    policy: Policy,
+    *,
+    tries: int = 1,
+    report: Callable[[Outcome], None] = lambda outcome: None,
+) -> list[Outcome]:
+    """Sync *runs*, up to *tries* times where waiting may help; *report* is called with each final outcome.
 
-    Raises nothing for what goes wrong with a run or the server: that is in the outcomes.
+    wandb is imported only if there is something to send. Raises nothing for what goes wrong with a run or the
+    server: that is in the outcomes.
     """
+    account = WandbApi()
+    outcomes: dict[int, Outcome] = {}
+    for number, run in enumerate(runs):
+        if (skipped := reason_to_skip(run, account, policy)) is not None:
+            report(outcomes.setdefault(number, skipped))
+    todo = [number for number in range(len(runs)) if number not in outcomes]
+    for left in reversed(range(tries if todo else 0)):
+        tried = _deliver([runs[number] for number in todo], replace(policy, only_due=False))
+        outcomes.update(zip(todo, tried, strict=True))
+        again = [number for number in todo if left and outcomes[number].is_later]
+        for number in todo:
+            if number not in again:
+                report(outcomes[number])
+        if not (todo := again):
+            break
+        time.sleep(_FIRST_WAIT * 2 ** (tries - 1 - left) * random.uniform(0.5, 1.5))
+    return [outcomes[number] for number in range(len(runs))]
+
+
+def _deliver(runs: Sequence[LocalRun], policy: Policy) -> list[Outcome]:
+    """Sync *runs* once, many in one call of wandb, and return their outcomes in the same order."""
     account = WandbApi(timeout=_TIMEOUT)
     is_worth_asking = account.key is not None and any(run.ledger.state == "blocked" for run in runs)
     refusal = _refusal(account) if is_worth_asking and not policy.force else None
@@ -67,9 +97,11 @@ class _Batch:
 
     def deliver(self) -> list[Outcome]:
         with ExitStack() as stack:
-            locks = lock_runs([job.run for job in self._jobs], stack)
             for job in self._jobs:
-                job.lock = locks[run_key(job.run)]
+                try:
+                    job.lock = stack.enter_context(ledger.lock(job.run.folder, job.run.run_id))
+                except (Locked, OSError) as error:
+                    job.lock = error
             self._each(self._prepare)
             self._each(self._ask)
             if self._going():
@@ -99,8 +131,8 @@ class _Batch:
             if self._refusal is not None and run.ledger.state == "blocked":
                 return self._refusal
             return job.read_logs(self._policy)
-        except Busy as taken:
-            return run.outcome(Verdict("busy", f"{taken}."))
+        except Locked as holder:
+            return run.outcome(Verdict("busy", f"{holder} has it."))
         except (OSError, StorageError) as error:
             return run.outcome(Verdict("blocked", f"{run.folder}: {getattr(error, 'strerror', None) or error}."))
 

@@ -3,7 +3,6 @@
 A machine that does so is a gateway. One at a time has the lease of a W&B folder.
 """
 
-import json
 import logging
 import os
 import posixpath
@@ -20,13 +19,14 @@ from rl_research.sync import ledger as ledgers
 from rl_research.sync.ledger import Ledger, run_id_of
 from rl_research.sync.local_runs import LocalRun, absent_run, find, is_segment
 from rl_research.sync.outcome import Verdict
-from rl_research.sync.temporary import temporary_folder
+from rl_research.sync.sending import temporary_folder
 from rl_research.sync.threaded_store import ThreadedStore, verdict_of
 from rl_research.system import without_password
 
 _log = logging.getLogger(__name__)
 
 LEASE = ".sync-lease.json"
+_RACE_WINDOW = 5.0  # seconds in which a gateway that has found a lease free has written its own
 _DEPTH = 7  # levels of folders that are looked into, the URL's own and W&B's among them
 #: Of a run's folder: W&B has references to these, or copies of its own.
 NOT_FETCHED = ("checkpoints", "videos", "best_model")
@@ -143,8 +143,10 @@ def fetched_runs(
         try:
             stores = stack.enter_context(ThreadedStore(url, options))
             runs = _runs_at(stores)
-            lease = stack.enter_context(stores.leased([run.lease for run in runs if to_send]))
-            fetched = _Fetched(stores, lease, stack.enter_context(temporary_folder()) / _folder_for(url), runs)
+            names = [run.lease for run in runs if to_send]
+            leases = Lease(stores.mine, names, race_window=_RACE_WINDOW, removed_at_end=True)
+            lease = stack.enter_context(leases.held())
+            fetched = _Fetched(stores, lease, stack.enter_context(temporary_folder()) / "runs", runs)
             fetched.fetch()
         except Exception as error:  # noqa: BLE001  # `verdict_of` raises what is no failure of the store
             yield [absent_run(shown, shown, verdict_of(error))]
@@ -154,12 +156,6 @@ def fetched_runs(
             yield list(fetched.local_runs(shown, include_online=include_online))
         finally:
             fetched.write_back(before)
-
-
-def _folder_for(url: str) -> str:
-    """Return the local name of what is at *url*; a run's folder keeps its name, which its segments know."""
-    name = posixpath.basename(url.rstrip("/"))
-    return name if name not in ("", "wandb") else "fetched"
 
 
 def _runs_at(stores: ThreadedStore) -> list[_RemoteRun]:
@@ -192,20 +188,12 @@ def _has_news(store: Store, folder: str, files: Iterable[str], folders: Iterable
     """Return whether a segment in the W&B folder *folder* is not as a ledger there knows it."""
     known: dict[str, int] = {}
     for name in filter(run_id_of, files):
-        known |= _delivered(store.read(posixpath.join(folder, name)))
+        known |= ledgers.delivered_sizes(store.read(posixpath.join(folder, name)))
     for segment in filter(is_segment, folders):
         sizes = store.sizes(posixpath.join(folder, segment)).items()
         if any(known.get(segment) != size for name, size in sizes if name.endswith(".wandb")):
             return True
     return False
-
-
-def _delivered(content: bytes) -> dict[str, int]:
-    try:
-        segments = json.loads(content)["segments"]
-        return {name: part["size"] for name, part in segments.items() if part["delivered"]}
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return {}  # a ledger that cannot be read: its run is looked at again
 
 
 def _fetch_run(store: Store, run: _RemoteRun, folder: Path) -> Verdict | None:

@@ -18,7 +18,7 @@ class Job:
     """A run that is to be sent."""
 
     run: LocalRun
-    lock: IO[str] | Exception | None = None  # the file that is locked, where the disk has locks; or why it is not
+    lock: IO[str] | Exception | None = None  # the file that is locked, or why it is not
     logs: list[LogFacts] = field(default_factory=list)  # the segments to be sent, oldest first
     problems: list[str] = field(default_factory=list)  # with logs that cannot be sent whole
     there: RunThere | None = None  # what the server had before
@@ -39,7 +39,7 @@ class Job:
         """Rows of the run that the server had before."""
         chosen = {facts.log for facts in self.logs}
         known = self.run.ledger.segments
-        others = sum(known[name]["rows"] for name, log in self.run.logs.items() if log not in chosen and name in known)
+        others = sum(known[name].rows for name, log in self.run.logs.items() if log not in chosen and name in known)
         return others + sum(part.rows for part in self.left_out)
 
     @property

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import IO
 
 from pydantic import TypeAdapter, ValidationError
-from typing_extensions import TypedDict
 
 from rl_research.system import locked, write_atomically
 
@@ -20,12 +19,13 @@ _PREFIX, _SUFFIX = "sync-", ".json"
 _LOCK = ".sync-{}.lock"
 
 
-class Segment(TypedDict):
+@dataclass(frozen=True)
+class Segment:
     """One segment: the size of its log, its rows, and whether all of it has arrived."""
 
     size: int
-    rows: int
-    delivered: bool
+    rows: int = 0
+    delivered: bool = False
 
 
 @dataclass
@@ -99,6 +99,15 @@ def write(folder: Path, ledger: Ledger) -> None:
 def encoded(ledger: Ledger) -> bytes:
     """Return *ledger* as it is stored."""
     return _STORED.dump_json(ledger, indent=1) + b"\n"
+
+
+def delivered_sizes(content: bytes) -> dict[str, int]:
+    """Return the sizes of the delivered segments in a stored ledger, by name; none where it cannot be read."""
+    try:
+        known = _STORED.validate_json(content).segments
+    except ValidationError:
+        return {}
+    return {name: part.size for name, part in known.items() if part.delivered}
 
 
 def lock(folder: Path, run_id: str) -> AbstractContextManager[IO[str]]:

@@ -3,8 +3,8 @@
 import os
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
@@ -52,7 +52,7 @@ class LocalRun:
     @property
     def is_unchanged(self) -> bool:
         """Whether the logs have the sizes that the ledger knows."""
-        return self.sizes == {name: part["size"] for name, part in self.ledger.segments.items() if name in self.sizes}
+        return self.sizes == {name: part.size for name, part in self.ledger.segments.items() if name in self.sizes}
 
     @property
     def is_done(self) -> bool:
@@ -66,7 +66,7 @@ class LocalRun:
         return [
             name
             for name, size in self.sizes.items()
-            if name not in known or not known[name]["delivered"] or known[name]["size"] != size
+            if name not in known or not known[name].delivered or known[name].size != size
         ]
 
     def outcome(self, verdict: Verdict | None = None, **more: Any) -> Outcome:
@@ -76,6 +76,29 @@ class LocalRun:
         names = ("rows", "rows_recorded", "repeated", "files", "artifacts", "url")
         counts = {name: getattr(ledger, name) for name in names} | more
         return Outcome(self.run_id, self.place, said.state, reason=said.reason, remedy=said.remedy, **counts)
+
+
+@contextmanager
+def open_runs(
+    places: Sequence[str],
+    options: Mapping[str, Any] | None = None,
+    *,
+    include_online: bool = False,
+    to_send: bool = True,
+) -> Iterator[list[LocalRun]]:
+    """Yield the runs in *places*, which are folders of this machine and URLs to which others push runs.
+
+    Runs at a URL are fetched; their ledgers are written back at the end. Where they are *to_send*, other
+    gateways are kept away meanwhile. Raises `ConfigError` for a place that is not there.
+    """
+    runs = find([place for place in places if "://" not in place], include_online=include_online)
+    with ExitStack() as stack:
+        for url in dict.fromkeys(place for place in places if "://" in place):
+            from rl_research.sync import gateway  # with the store, which runs of this machine need not
+
+            at_url = gateway.fetched_runs(url, options, include_online=include_online, to_send=to_send)
+            runs += stack.enter_context(at_url)
+        yield runs
 
 
 def find(paths: Iterable[str | os.PathLike[str]], *, include_online: bool = False) -> list[LocalRun]:
@@ -151,17 +174,14 @@ def _owes_rows(run: LocalRun) -> bool:
 def _grouped(folder: Path, names: Iterable[str], chosen: Iterable[str]) -> Iterable[LocalRun]:
     """Return the runs of the *chosen* segments of one W&B folder, which holds *names*.
 
-    The online segments of a run that went on offline belong to it: what they could not send comes first. So
-    do those of a failed online start, which older versions went on with as ``X-off``.
+    The online segments of a run that went on offline belong to it: what they could not send comes first.
     """
     with_ledger = {run_id for name in names if (run_id := ledgers.run_id_of(name))}
     by_time = sorted(chosen, key=lambda name: name.removeprefix(_OFFLINE))
     found = {name: it for name in by_time if (it := _log_of(folder / name)) is not None}
-    run_ids = {name: log.name[len("run-") : -len(".wandb")] for name, (log, _) in found.items()}
-    known = {*run_ids.values(), *with_ledger, folder.parent.name}
     runs: dict[str, LocalRun] = {}
     for name, (log, size) in found.items():
-        run_id = stem if (stem := run_ids[name].removesuffix("-off")) in known else run_ids[name]
+        run_id = log.name[len("run-") : -len(".wandb")]
         if run_id not in runs:
             ledger = ledgers.read(folder, run_id) if run_id in with_ledger else Ledger(run_id)
             runs[run_id] = LocalRun(folder, run_id, {}, {}, ledger)

@@ -9,7 +9,6 @@ from pathlib import Path
 
 from rl_research.tracking import Record, is_damaged, read_records
 
-_OURS = "-off"  # how a failed online start goes on; see `wandb_run.open_run`
 _MD5 = 24  # characters of an MD5 in base64, as W&B's manifests write it
 
 
@@ -62,11 +61,6 @@ class LogFacts:
     def _note_run(self, run: Record) -> None:
         self.entity, self.project, self.host, self.run_id = run.entity, run.project, run.host, run.run_id
         self.start = run.start_time.seconds + run.start_time.nanos / 1e9
-        for item in run.config.update:
-            if "run_id" in (item.key, *item.nested_key[:1]):
-                named = json.loads(item.value_json)
-                if run.run_id == f"{named}{_OURS}":
-                    self.run_id = named
 
     def _note_media(self, name: str) -> None:
         """Note that *name* is to be uploaded from the segment's own folder, unless it is a pattern."""

@@ -8,7 +8,7 @@ from rl_research.errors import StorageError
 from rl_research.runs import RunRecord, read_record
 from rl_research.sync import ledger as ledgers
 from rl_research.sync.job import Job
-from rl_research.sync.ledger import Ledger
+from rl_research.sync.ledger import Ledger, Segment
 from rl_research.sync.liveness import is_held
 from rl_research.sync.local_runs import LocalRun, wandb_version
 from rl_research.sync.outcome import Outcome, Verdict
@@ -31,10 +31,10 @@ def record_delivery(job: Job, verdict: Verdict, sent: Sent, there: RunThere | No
     for name, log in run.logs.items():
         size, known = run.sizes[name], ledger.segments.get(name)
         if log in rows:
-            ledger.segments[name] = {"size": size, "rows": rows[log], "delivered": verdict.state == "synced"}
-        elif known is None or known["size"] != size:
-            ledger.segments[name] = {"size": size, "rows": 0, "delivered": False}
-    ledger.rows_recorded = sum(part["rows"] for part in ledger.segments.values())
+            ledger.segments[name] = Segment(size, rows[log], verdict.state == "synced")
+        elif known is None or known.size != size:
+            ledger.segments[name] = Segment(size)
+    ledger.rows_recorded = sum(part.rows for part in ledger.segments.values())
     ledger.rows = before + arrived
     ledger.files = sum(part.files for part in job.evidence)
     others = 0 if len(job.logs) == len(run.logs) else ledger.artifacts
@@ -48,7 +48,7 @@ def record_verdict(run: LocalRun, verdict: Verdict, account: WandbApi) -> Outcom
     """Write *verdict* into the ledger of *run*, wandb's marker and the run's record; return the outcome."""
     _set_state(run.ledger, verdict, account)
     for name, size in run.sizes.items():
-        run.ledger.segments.setdefault(name, {"size": size, "rows": 0, "delivered": False})
+        run.ledger.segments.setdefault(name, Segment(size))
     try:
         _set_marker(run)
         ledgers.write(run.folder, run.ledger)

@@ -24,19 +24,11 @@ class Skipped:
 
     def has(self, record: Record) -> bool:
         """Return whether the server has *record*."""
-        match record.WhichOneof("record_type"):
-            case "history":
-                name, number = "rows", 1
-            case "stats":
-                name, number = "stats", 1
-            case "output_raw":
-                name, number = "lines", record.output_raw.line.count("\n")
-            case _:
-                return False
-        left = getattr(self, name)
-        if left > 0:
-            setattr(self, name, left - number)
-        return bool(left > 0)
+        name = {"history": "rows", "stats": "stats", "output_raw": "lines"}.get(record.WhichOneof("record_type"))
+        if name is None or (left := getattr(self, name)) <= 0:
+            return False
+        setattr(self, name, left - (record.output_raw.line.count("\n") if name == "lines" else 1))
+        return True
 
 
 def write_copy(facts: LogFacts, folder: Path, left_out: Skipped, summary: Mapping[str, object] | None = None) -> Path:
@@ -92,12 +84,8 @@ def _is_left_out(record: Record, facts: LogFacts) -> bool:
 
 
 def _corrected(record: Record, facts: LogFacts) -> Record:
-    """Put right what *record* says of the run's id and of places."""
-    kind = record.WhichOneof("record_type")
-    if kind == "run":
-        record.run.run_id = facts.run_id
-    elif kind == "artifact":
-        record.artifact.run_id = facts.run_id
+    """Put right what *record* says of places."""
+    if record.WhichOneof("record_type") == "artifact":
         manifest = record.artifact.manifest
         if (now := facts.places.get(manifest.manifest_file_path)) is not None:
             manifest.manifest_file_path = now

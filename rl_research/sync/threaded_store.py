@@ -1,14 +1,13 @@
 """A store that several threads use at once."""
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from functools import partial
 from typing import Any, TypeVar
 
 from rl_research.errors import StorageError
-from rl_research.storage import Lease, Store, is_transient
+from rl_research.storage import Store, is_transient
 from rl_research.sync.outcome import Verdict
 from rl_research.system import masked
 
@@ -49,16 +48,6 @@ class ThreadedStore:
     def each(self, ask: Callable[[Store, T], R], items: Iterable[T]) -> list[R]:
         """Return what *ask* returns for each of *items*, several at a time."""
         return list(self._pool.map(lambda item: ask(self.mine(), item), items))
-
-    @contextmanager
-    def leased(self, names: Sequence[str], silence: float = 60.0, race_window: float = 5.0) -> Iterator[Lease]:
-        """Have in the block the free leases among *names*, which are removed at its end; see `Lease`."""
-        lease = Lease(self.mine, names, silence, race_window, removed_at_end=True)
-        try:
-            lease.acquire()
-            yield lease
-        finally:
-            lease.release()
 
 
 def verdict_of(error: Exception) -> Verdict:

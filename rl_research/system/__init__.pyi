@@ -7,7 +7,6 @@ from .files import (
     sha256 as sha256,
     unused as unused,
     write_atomically as write_atomically,
-    write_text as write_text,
 )
 from .locks import Locked as Locked, lock_holder as lock_holder, locked as locked, try_lock as try_lock
 from .processes import (

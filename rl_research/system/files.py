@@ -4,13 +4,13 @@ import errno
 import hashlib
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from rl_research.errors import ConfigError, StorageError
 
-_CHUNK = 1 << 20
 _REFUSED = {
     errno.EACCES: "no right to write there",
     errno.EPERM: "no right to write there",
@@ -33,29 +33,33 @@ def expanded(path: str | os.PathLike[str]) -> Path:
 
 
 def write_atomically(target: Path, content: bytes | Path) -> None:
-    """Make *target* hold *content* (bytes, or a file's), durable before it is visible.
+    """Make *target* hold *content* (bytes, or a file's), as `replacing` does."""
+    with replacing(target) as temporary:
+        if isinstance(content, bytes):
+            temporary.write_bytes(content)
+        else:
+            shutil.copyfile(content, temporary)
+
+
+@contextmanager
+def replacing(target: Path) -> Iterator[Path]:
+    """Yield a path beside *target* that becomes *target* when the block succeeds, durable before it is visible.
 
     Raises `StorageError` naming the file when the disk refuses.
     """
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as out:
-            if isinstance(content, bytes):
-                out.write(content)
-            else:
-                with content.open("rb") as source:
-                    while chunk := source.read(_CHUNK):
-                        out.write(chunk)
-            out.flush()
-            os.fsync(out.fileno())
+        yield temporary
+        make_durable(temporary)
         temporary.replace(target)
         make_durable(target.parent)
     except OSError as error:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
         raise_if_refused(error, target)
         raise
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def raise_if_refused(error: OSError, target: Path) -> None:
@@ -67,20 +71,6 @@ def raise_if_refused(error: OSError, target: Path) -> None:
         ) from None
 
 
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A path beside *path*, with its suffix, that becomes *path* when the block succeeds."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".writing-{secrets.token_hex(6)}{path.suffix}")
-    try:
-        yield temporary
-        make_durable(temporary)
-        temporary.replace(path)
-        make_durable(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def make_durable(path: Path) -> None:
     """Bring a file's bytes, or the names in a folder, to the disk."""
     handle = os.open(path, os.O_RDONLY)
@@ -88,12 +78,6 @@ def make_durable(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write *text* to *path* atomically."""
-    with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
 
 
 def sha256(path: Path) -> str:
@@ -107,8 +91,9 @@ def sha256(path: Path) -> str:
 
 def unused(path: Path) -> Path:
     """*path*, or the first of ``stem-2.suffix``, ``stem-3.suffix``, … that does not exist."""
+    stem, suffix = (path.name, "") if path.is_dir() else (path.stem, path.suffix)
     candidate, number = path, 1
     while candidate.exists():
         number += 1
-        candidate = path.with_name(f"{path.stem}-{number}{path.suffix}")
+        candidate = path.with_name(f"{stem}-{number}{suffix}")
     return candidate

@@ -24,7 +24,6 @@ from .sb3_callbacks import BaseCallback as BaseCallback, StepClock as StepClock,
 from .settings import resolve_settings as resolve_settings, settings_to_reopen as settings_to_reopen
 from .wandb_api import (
     NoAnswer as NoAnswer,
-    NotUnderstood as NotUnderstood,
     Refused as Refused,
     RunThere as RunThere,
     Unreachable as Unreachable,

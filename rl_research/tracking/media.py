@@ -71,8 +71,9 @@ def write_video(pixels: Pixels, path: str | os.PathLike[str], fps: float = 30) -
     from moviepy.video.io.ImageSequenceClip import ImageSequenceClip
 
     clip = ImageSequenceClip(list(pixels), fps=float(fps))
+    how = {"codec": "libx264", "pixel_format": "yuv420p", "ffmpeg_params": ["-f", "mp4"]}
     with replacing(target) as temporary:
-        clip.write_videofile(str(temporary), codec="libx264", pixel_format="yuv420p", audio=False, logger=None)
+        clip.write_videofile(str(temporary), audio=False, logger=None, **how)
     return target
 
 

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from rl_research.errors import LoggingError, shown
-from rl_research.system import write_text
+from rl_research.system import write_atomically
 
 log = logging.getLogger(__name__)
 
@@ -148,4 +148,4 @@ class Names:
             rows[name] = (meaning.replace("|", "\\|") or before[0], min(step, before[1]))
         lines = [f"| {name} | {text} | {step} |" for name, (text, step) in sorted(rows.items())]
         head = ["| name | description | first step |", "| --- | --- | --- |"]
-        write_text(path, "\n".join([*head, *lines]) + "\n")
+        write_atomically(path, ("\n".join([*head, *lines]) + "\n").encode())

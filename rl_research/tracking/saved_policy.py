@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rl_research.errors import CheckpointDamaged, LoggingError, shown
-from rl_research.system import make_durable, write_atomically
+from rl_research.system import make_durable, unused, write_atomically
 from rl_research.tracking import provenance
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ def save_policy(model: object, folder: Path, name: str) -> tuple[Path, dict[str,
     try:
         for file, data in files.items():
             write_atomically(temporary / file, data)
-        final = _renamed(temporary, folder / f"{name}-{model.num_timesteps}")
+        final = temporary.rename(unused(folder / f"{name}-{model.num_timesteps}"))
         make_durable(folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -105,19 +105,6 @@ def save_policy(model: object, folder: Path, name: str) -> tuple[Path, dict[str,
         "git": provenance.git_state(),
         "flow_run_id": provenance.current_flow_run().get("flow_run_id"),
     }
-
-
-def _renamed(source: Path, target: Path) -> Path:
-    """Rename *source* to *target*, or to ``target-2``, ``target-3``, … where that exists."""
-    candidate, number = target, 1
-    while True:
-        try:
-            return source.rename(candidate)
-        except OSError:
-            if not candidate.exists():
-                raise
-        number += 1
-        candidate = target.with_name(f"{target.name}-{number}")
 
 
 def check_artifact(name: str, metadata: Mapping[str, object] | None, aliases: Sequence[str]) -> dict[str, object]:

@@ -54,13 +54,9 @@ def leased_for_upload(storage: RunStorage) -> Iterator[Callable[[], None]]:
     A run that is started meanwhile waits. Raises `ConfigError` if a process has the run open: that one
     uploads by itself.
     """
-    with leased_folder(storage.folder, FOR_UPLOAD):
-        lease = RunLease(storage.store, str(storage.config.run_id), storage.config.storage.lease)
-        lease.acquire()
-        try:
-            yield lease.confirm
-        finally:
-            lease.release()
+    lease = RunLease(storage.store, str(storage.config.run_id), storage.config.storage.lease)
+    with leased_folder(storage.folder, FOR_UPLOAD), lease.held():
+        yield lease.confirm
 
 
 def record_uploads(storage: RunStorage) -> None:
