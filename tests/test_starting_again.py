@@ -245,7 +245,7 @@ def test_an_evaluation_cut_off_by_a_stop_scores_its_checkpoint_later(tmp_path: P
     config = load_config(overrides)
 
     def stop_in_the_evaluation(run: Run) -> None:
-        training = Segment(run, *build(config), lambda step, total: None, None, find_resume_point(run))
+        training = Segment(run, *build(config), lambda step, total: None, None, find_resume_point(run), ())
         assert training.evaluations is not None
         asked = training.evaluations.stop
 
