@@ -12,6 +12,7 @@ from helpers import Call
 from rl_research.config import choices, compose_experiment, groups, load_config, origins
 from rl_research.errors import ConfigError
 from rl_research.orchestration import deployment_file
+from rl_research.runs.description import shown_overrides
 from rl_research.studies import plan_study
 
 _EXPERIMENT = """\
@@ -57,6 +58,16 @@ def test_the_environment_names_folders_too(monkeypatch: pytest.MonkeyPatch, tmp_
     assert load_config(["experiment=second", "config_dirs=[lab]"]).name == "my_first"
     spelt = load_config(["config_dirs=[./lab/,lab]", "experiment=my_first"]).config_dirs
     assert spelt == ("./lab/", str(tmp_path / "more")), "a folder that is named twice counts once"
+
+
+@pytest.mark.usefixtures("lab")
+def test_a_runs_words_name_the_folders(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What ``overrides.txt`` and manifests hold makes the run again, also where the environment named the folders."""
+    monkeypatch.setenv("RL_RESEARCH_CONFIG_PATH", "lab")
+    assert shown_overrides(compose_experiment(["experiment=my_first"])) == [
+        "config_dirs=['lab']",
+        "experiment=my_first",
+    ]
 
 
 @pytest.mark.usefixtures("lab")

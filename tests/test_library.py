@@ -15,6 +15,7 @@ from helpers import environment, tiny
 from stable_baselines3.common.callbacks import BaseCallback
 
 import rl_research
+from rl_research.config import overrides_of
 from rl_research.errors import CheckpointMissing, ConfigError, Interrupted
 from rl_research.training import evaluation
 
@@ -87,6 +88,14 @@ def test_train_takes_a_config_and_recognises_a_finished_run(trained: Path) -> No
     record = rl_research.train(rl_research.load_config(words))
     assert record.is_finished
     assert (trained / "run.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("experiment", ["cartpole_ppo", "pendulum_sac", "lunarlander_dqn", "pong_ppo"])
+def test_a_config_is_described_by_overrides(experiment: str) -> None:
+    """The command that a page shows for a run of a `Config` composes that very `Config`."""
+    config = rl_research.load_config([f"experiment={experiment}", "experiment.seed=3", "wandb.notes='a, b: {c}'"])
+    assert rl_research.load_config(overrides_of(config)) == config
+    assert overrides_of(rl_research.load_config()) == ()
 
 
 def test_a_mistake_is_raised_before_anything_is_written(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from .experiment import (
     compose_experiment as compose_experiment,
     load_config as load_config,
     load_storage as load_storage,
+    overrides_of as overrides_of,
 )
 from .folders import (
     CONFIG_DIR as CONFIG_DIR,

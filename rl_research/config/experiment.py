@@ -9,12 +9,13 @@ that the rest of the code hands on, and `load_config` to its frozen `Config` alo
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import reduce
 
 from rl_research.config import algorithms, composition, parts, plugins
 from rl_research.config.messages import fields_of, members
-from rl_research.config.overrides import as_lines
+from rl_research.config.overrides import as_lines, quoted
 from rl_research.config.registry import register
-from rl_research.config.schema import Config, StorageSettings, validated
+from rl_research.config.schema import Config, StorageSettings, settings, validated
 from rl_research.errors import ConfigError
 
 
@@ -49,6 +50,15 @@ def compose_experiment(overrides: Iterable[str] = ()) -> Experiment:
     """Compose the experiment that *overrides* describe; `ConfigError` with one line per mistake."""
     lines = as_lines(overrides)
     return Experiment(load_config(lines), lines)
+
+
+def overrides_of(config: Config) -> tuple[str, ...]:
+    """Return the overrides that describe *config*: each setting that is another than its default."""
+    now, usual = (one.model_dump(mode="json") for one in (config, compose_config()))
+    values = {
+        path: [reduce(lambda at, key: at[key], path.split("."), one) for one in (now, usual)] for path in settings()
+    }
+    return tuple(f"{path}={quoted(its)}" for path, (its, default) in values.items() if its != default)
 
 
 def load_config(overrides: Iterable[str] = ()) -> Config:

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from rl_research.config import Config, Experiment, validated
+from rl_research.config import CONFIG_DIRS, Config, Experiment, quoted, validated
 from rl_research.errors import ConfigError, in_a_line
 from rl_research.runs.record import DESCRIPTION
 from rl_research.system import MASK, without_password, write_atomically
@@ -38,8 +38,14 @@ def write_description(experiment: Experiment) -> None:
 
 
 def shown_overrides(experiment: Experiment) -> list[str]:
-    """Return the overrides that describe *experiment*, without those that may hold a secret."""
-    return [without_password(line) for line in experiment.overrides if "storage.options" not in line]
+    """Return the overrides that describe *experiment* wherever they are given, without those that may hold a secret.
+
+    The user's folders of configurations are among them, also where the environment has named them.
+    """
+    folders = list(experiment.config.config_dirs)
+    found = [f"{CONFIG_DIRS}={quoted(folders)}"] if folders else []
+    others = [line for line in experiment.overrides if not line.lstrip("+").startswith(f"{CONFIG_DIRS}=")]
+    return found + [without_password(line) for line in others if "storage.options" not in line]
 
 
 def read_description(folder: Path) -> Config:

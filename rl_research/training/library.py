@@ -10,7 +10,15 @@ from uuid import uuid4
 import numpy as np
 
 from rl_research.checkpoints import Checkpoint, Scores, find
-from rl_research.config import Config, Experiment, check_algorithm, compose_experiment, load_storage, takes_masks
+from rl_research.config import (
+    Config,
+    Experiment,
+    check_algorithm,
+    compose_experiment,
+    load_storage,
+    overrides_of,
+    takes_masks,
+)
 from rl_research.errors import ConfigError
 from rl_research.runs import RunRecord
 from rl_research.training import evaluation
@@ -36,7 +44,7 @@ def train(experiment: Iterable[str] | Config = (), callbacks: Sequence[BaseCallb
     _check_callbacks(callbacks)
     if isinstance(experiment, Config):
         check_algorithm(experiment)
-        described = Experiment(experiment)
+        described = Experiment(experiment, overrides_of(experiment))
     else:
         described = compose_experiment(experiment)
     described = described.identified(str(uuid4()))
