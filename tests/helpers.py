@@ -58,15 +58,23 @@ def tiny(runs_dir: Path, run_id: str | None, *overrides: str) -> list[str]:
 
 @contextmanager
 def forgotten_plugins(package: str) -> Iterator[None]:
-    """Forget after the block what the modules of *package* have registered in it, and that they were imported."""
+    """Let the modules of *package* be imported in the block, and nothing else be registered; then forget them."""
     from rl_research.config import register
 
-    before = {kind: dict(kind.registered) for kind in register.kinds().values()}
+    def imported() -> dict[str, Any]:
+        found = [name for name in sys.modules if name.partition(".")[0] == package]
+        return {name: sys.modules.pop(name) for name in found}
+
+    kinds = register.kinds().values()
+    registered, modules = {kind: dict(kind.registered) for kind in kinds}, imported()
+    for kind in kinds:
+        kind.registered.clear()
     yield
-    for kind, registered in before.items():
-        kind.registered = registered
-    for name in [name for name in sys.modules if name.partition(".")[0] == package]:
-        del sys.modules[name]
+    imported()
+    sys.modules.update(modules)
+    for kind in kinds:
+        kind.registered.clear()
+        kind.registered.update(registered[kind])
 
 
 def environment(**more: str) -> dict[str, str]:

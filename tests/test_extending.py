@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import shlex
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,10 @@ _MODULES = {found[1]: block for block in _blocks("python") if (found := re.match
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: Call) -> Iterator[Path]:
     """The project, with the modules that the page shows, as the current folder."""
     monkeypatch.chdir(tmp_path)
-    assert call("init", "my_lab")[0] == 0
+    others = [path for path in sys.path if Path(path) != Path(__file__).parent]  # where tests have a my_lab, too
+    with forgotten_plugins("my_lab"), monkeypatch.context() as patch:
+        patch.setattr(sys, "path", others)
+        assert call("init", "my_lab")[0] == 0
     for name, block in _MODULES.items():
         (tmp_path / "my_lab" / "my_lab" / f"{name}.py").write_text(block)
     monkeypatch.chdir(tmp_path / "my_lab")
