@@ -9,15 +9,15 @@ from pathlib import Path
 
 import gymnasium as gym
 import pytest
-from helpers import Call, Nursery, outcome, record_of, steps_committed, tiny
+from helpers import Call, Nursery, forgotten_plugins, outcome, record_of, steps_committed, tiny
 
 from rl_research import checkpoints
 from rl_research.config import compose_experiment, load_config, plugins, register
 from rl_research.errors import ConfigError
-from rl_research.training import run_all_stages, verify
+from rl_research.training import finished_result, run_all_stages, verify
 from rl_research.training.preparation import build
 
-_LAB = "plugins=[my_lab]"
+_LAB = "plugins=[own_lab]"
 _ONE_OF_EACH = (
     _LAB,
     "algorithm=my_ppo",
@@ -35,6 +35,12 @@ _ONE_OF_EACH = (
     "callbacks=[{counting: {freq: 2}}]",
     "sinks=[{steps: {path: '{run_dir}/steps.txt'}}, {exact_steps: {path: '{run_dir}/exact.txt'}}]",
 )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _own_lab() -> Iterator[None]:
+    with forgotten_plugins("own_lab"):
+        yield
 
 
 @pytest.fixture
@@ -66,7 +72,7 @@ def nursery(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery]:
 
 def test_one_of_each_is_what_it_was_registered_as(tmp_path: Path) -> None:
     """Every name stands for the user's class, with its arguments, in the algorithm that is built."""
-    from my_lab import Cosine, Gentle, MyPPO, Narrow, NoisyReward, PlainSGD, Smooth, Squared
+    from own_lab import Cosine, Gentle, MyPPO, Narrow, NoisyReward, PlainSGD, Smooth, Squared
 
     config = load_config(tiny(tmp_path, "x", *_ONE_OF_EACH))
     env, model = build(config)
@@ -190,7 +196,7 @@ _BAD: dict[str, tuple[dict[str, str], list[str], str]] = {
         ["plugins=[one,two]"],
         "plugins=[two]: rl_research.register of the schedule 's': two.S and one.S have the same name. Rename one.",
     ),
-    "a path": ({"bad.py": ""}, ["plugins=[./my_lab/bad.py]"], "is a module and no path; write plugins=[my_lab.bad]"),
+    "a path": ({"bad.py": ""}, ["plugins=[./own_lab/bad.py]"], "is a module and no path; write plugins=[own_lab.bad]"),
     "an absolute path": ({}, ["plugins=[/tmp/bad.py]"], "is a module and no path"),
     "no list": ({}, ["plugins=5"], "plugins=5: should be a list"),
     "no callback": (
@@ -336,3 +342,18 @@ def test_a_callback_without_a_state_is_told(tmp_path: Path) -> None:
     manifest = checkpoints.find(str(run.dir)).manifest
     assert manifest.resume_mode == "exact"
     assert manifest.resume_reason == "callbacks without state() start anew: forgetful"
+
+
+def test_a_callback_that_ends_training_finishes_the_run(tmp_path: Path) -> None:
+    """A run that a callback has ended is finished, and starts again only for a longer budget."""
+    words = _words(tmp_path, "x", _LAB, "callbacks=[{early: {at: 40}}]")
+    run = run_all_stages(compose_experiment(words))
+    assert run.record.is_finished
+    assert run.record.global_step == 40
+    record = finished_result(load_config(words))
+    assert record is not None
+    assert record.global_step == 40
+    again = run_all_stages(compose_experiment(words))  # as after a kill between the last checkpoint and the score
+    assert outcome(again.dir) == outcome(run.dir)
+    assert again.record.global_step == 40
+    assert finished_result(load_config([*words, "experiment.total_timesteps=300"])) is None

@@ -113,6 +113,7 @@ class Manifest(_Record):
         None, description="of the evaluation while training at this very step"
     )
     final_scores: Annotated[Scores, AfterValidator(Scores.without_episodes)] | None = None
+    ended: bool | None = Field(None, description="whether training ended here: at its budget, or by a callback")
     segment: int = Field(0, description="number of the process that committed it, from 0")
     parent: str | None = Field(None, description="folder of the checkpoint before")
     resumed_from: str | None = Field(None, description="folder of the one that this segment goes on from")

@@ -95,6 +95,7 @@ class RunRecord(_Stored):
     seed: _Count | None = None
     total_timesteps: _Count | None = None
     global_step: _Count | None = None
+    ended: bool | None = None  # training, at global_step: by its budget, or by a callback
     parameters_sha256: str | None = None
     checkpoint: str | None = None  # newest one, in storage if it is there
     local_checkpoint: str | None = None

@@ -163,6 +163,7 @@ class CheckpointCallback(_Periodic):
         self.extra_files = extra_files
         self.save_now = save_now
         self.on_commit = on_commit
+        self.ended: bool | None = None
         self.remark: str | None = None  # what a resume from here will not continue
         self.newest: checkpoints.Checkpoint | None = None  # whose replay segments the next one shares
 
@@ -171,6 +172,7 @@ class CheckpointCallback(_Periodic):
             self._act()
 
     def _on_training_end(self) -> None:
+        self.ended = True
         self.commit()
 
     def _act(self) -> None:
@@ -183,7 +185,8 @@ class CheckpointCallback(_Periodic):
         if not self.save_vecnormalize:
             files.pop(NORMALIZER, None)
         reasons = "; ".join(filter(None, [resume.pop("resume_reason", None), self.remark]))
-        facts = {"name": self.name_prefix, **resume, **({"resume_reason": reasons} if reasons else {}), **self.facts()}
+        resume = {**resume, **({"resume_reason": reasons} if reasons else {})}
+        facts = {"name": self.name_prefix, "ended": self.ended, **resume, **self.facts()}
         before = () if self.newest is None else self.newest.segments
         reused = replay_buffer.segments_to_reuse(self.model, before)
         self.newest = checkpoints.commit(

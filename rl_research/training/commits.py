@@ -101,6 +101,7 @@ class Commits:
     def _record(self, checkpoint: checkpoints.Checkpoint) -> None:
         self.run.save(
             global_step=checkpoint.global_step,
+            ended=checkpoint.manifest.ended,
             checkpoint=checkpoint.address,
             local_checkpoint=checkpoint.address,
             parameters_sha256=checkpoint.manifest.parameters_sha256,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,6 @@ from stable_baselines3.common.callbacks import BaseCallback
 
 from rl_research.config import RUN_DIR, Config, made, register
 from rl_research.errors import ConfigError
-
-_Sink = Callable[[dict[str, Any], int], None]
 
 
 class OwnCallbacks:
@@ -52,25 +50,29 @@ class OwnCallbacks:
             callback.restore(state)
 
 
-def own_sinks(config: Config, run_dir: Path, rows_from: int, had: Set[int]) -> list[_Sink]:
-    """Return the sinks of *config*, which get each row once.
+class OwnSink:
+    """A sink that *config* names as *part*, which gets each row once.
 
     A sink with ``rewind`` gives up its rows from the step *rows_from* on, which come again. Another one is not
     given the rows at the steps *had*, which it has got before a kill.
     """
-    return [_resumed(made("sinks", register.sink, _in_folder(part, run_dir)), rows_from, had) for part in config.sinks]
 
+    def __init__(self, part: Any, run_dir: Path, rows_from: int, had: Set[int]):
+        self._sink = made("sinks", register.sink, _in_folder(part, run_dir))
+        self._had = had
+        if hasattr(self._sink, "rewind"):
+            self._sink.rewind(rows_from)
+            self._had = frozenset()
 
-def _resumed(sink: Any, rows_from: int, had: Set[int]) -> _Sink:
-    if hasattr(sink, "rewind"):
-        sink.rewind(rows_from)
-        return sink  # type: ignore[no-any-return]  # it is called with a row and its step
+    def __call__(self, row: dict[str, Any], step: int) -> None:
+        """Hand on *row*."""
+        if step not in self._had:
+            self._sink(row, step)
 
-    def each_once(row: dict[str, Any], step: int) -> None:
-        if step not in had:
-            sink(row, step)
-
-    return each_once
+    def close(self) -> None:
+        """Close the sink if it can be closed."""
+        if hasattr(self._sink, "close"):
+            self._sink.close()
 
 
 def _in_folder(part: Any, run_dir: Path) -> Any:

@@ -72,7 +72,8 @@ def finished_result(config: Config, flow_run_id: str | None = None) -> RunRecord
     if config.resume == "never" and not record.is_of_flow_run(flow_run_id):
         return None
     budget = config.experiment.total_timesteps
-    if not record.is_finished or (record.global_step or 0) < budget:
+    ended = record.ended and (record.total_timesteps or 0) >= budget  # maybe by a callback
+    if not record.is_finished or not (ended or (record.global_step or 0) >= budget):
         return None
     checkpoint = record.local_checkpoint
     if checkpoint is not None and (Path(checkpoint) / checkpoints.MANIFEST).exists():

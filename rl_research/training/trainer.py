@@ -17,7 +17,7 @@ from rl_research.runs import PROGRESS, Run, check_same_experiment
 from rl_research.tracking import STEP, ProgressFile, RowWriter, values_of_row
 from rl_research.training import callbacks, envs, evaluation, previous_segments, resume
 from rl_research.training.commits import Commits
-from rl_research.training.own_parts import OwnCallbacks, own_sinks
+from rl_research.training.own_parts import OwnCallbacks, OwnSink
 from rl_research.training.preparation import Prepared, build
 from rl_research.training.resume import ResumePoint
 from rl_research.training.snapshot import Snapshot
@@ -111,7 +111,7 @@ class Segment:
         for name, values in self._pending.items():
             getattr(self.model.logger, name).update(values)
         newest = self.commits.newest
-        if newest is None or self.model.num_timesteps < self.total:
+        if newest is None or not self._is_over(newest):
             self._learn(fresh=newest is None)
         elif self.evaluations is not None:  # what a stop or a kill just before the end has left undone
             self.evaluations.init_callback(self.model)
@@ -122,8 +122,15 @@ class Segment:
         assert self.commits.newest is not None
         return self.commits.newest
 
+    def _is_over(self, newest: checkpoints.Checkpoint) -> bool:
+        """Return whether the budget is used up, or a callback has ended training before, with the same budget."""
+        budget = newest.manifest.config["experiment"]["total_timesteps"]
+        return self.model.num_timesteps >= self.total or bool(newest.manifest.ended and budget >= self.total)
+
     def close(self) -> None:
-        """Close the environments that are not the training's own."""
+        """Close the environments that are not the training's own, and the user's own sinks."""
+        for sink in self.sinks:
+            sink.close()
         for callback in (self.evaluations, self.films):
             if callback is not None:
                 callback.eval_env.close()
@@ -199,14 +206,15 @@ class Segment:
 
         The user's own sinks have got those of the steps *had*.
         """
-        own = own_sinks(self.run.config, self.run.dir, self.rows.step, had)
+        config, run_dir = self.run.config, self.run.dir
+        self.sinks = [OwnSink(part, run_dir, self.rows.step, had) for part in config.sinks]
         progress = ProgressFile(self.run.dir / PROGRESS)
         progress.rewind(self.rows.step)
         self.run.logger.leave_out(previous_segments.logged_before(self.run, newest, progress))
         for row in progress.rows:
             self.run.logger.log_metrics(*values_of_row(row))
         # progress.csv after the user's own: what it has, they have got.
-        self.rows.sinks = (*own, progress, self.run.logger.log_metrics)
+        self.rows.sinks = (*self.sinks, progress, self.run.logger.log_metrics)
 
 
 def _evaluations(run: Run, on_scores: Callable[[Scores, int], None]) -> callbacks.EvalCallback:

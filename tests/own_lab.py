@@ -1,4 +1,4 @@
-"""A plugin as a user writes one, with one of each kind: ``plugins=[my_lab]``."""
+"""A plugin as a user writes one, with one of each kind: ``plugins=[own_lab]``."""
 
 from __future__ import annotations
 
