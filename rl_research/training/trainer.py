@@ -70,7 +70,7 @@ class Segment:
         on_progress: Callable[[int, int], None],
         uploads: UploadQueue | None,
         resume_point: ResumePoint,
-        own_callbacks: Sequence[BaseCallback],
+        own_callbacks: Sequence[BaseCallback] = (),
     ):
         config = run.config
         self.run = run
