@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
 import random
 import subprocess
 import sys
 import tempfile
+from contextlib import ExitStack
 from pathlib import Path
+from typing import IO
 
 import offline_runs
 import pytest
 from helpers import environment
 from offline_runs import log_of
 
-from rl_research.sync import ledger, local_runs
+from rl_research.sync import ledger, local_runs, temporary
 from rl_research.sync.logs import scan, timestamps
-from rl_research.sync.sending import temporary_folder
 from rl_research.sync.sent_copy import Skipped, Unclear, rows_delivered, skipped_parts, write_copy
 from rl_research.system import Locked
 from rl_research.tracking import RunThere
@@ -210,14 +213,38 @@ def test_a_look_at_synced_runs_opens_their_ledgers_and_nothing_else(tmp_path: Pa
     }  # fmt: skip
 
 
-def test_what_a_killed_sync_has_left_goes_in_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A temporary folder of weeks ago is removed by the next sync; one of today may be in use."""
+def test_a_folder_that_a_sweep_takes_before_it_is_locked_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another sync may see it in that moment and remove it; this one goes on in one that is there."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    left, in_use = (tmp_path / f"rl-research-sync-{name}" for name in ("left", "in-use"))
-    for folder in (left, in_use):
-        folder.mkdir()
-        (folder / "log").touch()
-    os.utime(left, (0, 0))
-    with temporary_folder() as folder:
-        assert sorted(tmp_path.iterdir()) == sorted([in_use, folder])
-    assert list(tmp_path.iterdir()) == [in_use]
+    flock, swept = fcntl.flock, []
+
+    def late(file: IO[str], how: int) -> None:
+        if not swept:
+            swept.extend(tmp_path.iterdir())
+            temporary._sweep()
+        flock(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    with temporary.temporary_folder() as folder:
+        assert [folder] == list(tmp_path.iterdir()) != swept
+        temporary._sweep()
+        assert folder.exists()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_without_a_lock_is_not_swept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where its process could not lock it, nobody can tell whether it is alive; sweeps spare it."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+
+    def refused(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    with ExitStack() as stack:
+        with monkeypatch.context() as without_locks:
+            without_locks.setattr(fcntl, "flock", refused)
+            folder = stack.enter_context(temporary.temporary_folder())
+        temporary._sweep()
+        assert folder.exists()
+    assert list(tmp_path.iterdir()) == []

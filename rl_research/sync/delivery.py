@@ -19,8 +19,9 @@ from rl_research.sync.judgement import confirm, judge
 from rl_research.sync.local_runs import LocalRun, Policy, reason_to_skip, reread
 from rl_research.sync.outcome import Outcome, Verdict
 from rl_research.sync.recording import record_delivery, record_start, record_verdict
-from rl_research.sync.sending import Sent, send, temporary_folder
+from rl_research.sync.sending import Sent, send
 from rl_research.sync.sent_copy import Skipped, Unclear, skipped_parts
+from rl_research.sync.temporary import temporary_folder
 from rl_research.system import Locked, retry_call
 from rl_research.tracking import NoAnswer, Refused, RunThere, Unreachable, WandbApi
 

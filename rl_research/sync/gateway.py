@@ -19,7 +19,7 @@ from rl_research.sync import ledger as ledgers
 from rl_research.sync.ledger import Ledger, run_id_of
 from rl_research.sync.local_runs import LocalRun, absent_run, find, is_segment
 from rl_research.sync.outcome import Verdict
-from rl_research.sync.sending import temporary_folder
+from rl_research.sync.temporary import temporary_folder
 from rl_research.sync.threaded_store import ThreadedStore, verdict_of
 from rl_research.system import without_password
 

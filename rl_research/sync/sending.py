@@ -7,14 +7,11 @@ acknowledgement, and as an error what was lost; `SyncLog` names its phrases, pin
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,9 +20,6 @@ from rl_research.tracking import SERVICE, SyncCommand, SyncLog
 
 _IN_PARALLEL = 12  # runs at a time in one process; more gains little
 _LEAST, _BYTES_PER_SECOND = 180.0, 200_000  # a sync may take this long, and a slow line's time
-
-_PREFIX = "rl-research-sync-"  # of temporary folders
-_ABANDONED = 7 * 86400.0  # seconds after which one was left by a process that was killed
 
 Event = Mapping[str, object]
 
@@ -81,17 +75,6 @@ class Sent:
         """Page of each run, by ``entity/project/run_id``."""
         found = (SyncCommand.PAGE.search(line) for line in self.output.splitlines())
         return {match[1]: match[2] for match in found if match}
-
-
-@contextmanager
-def temporary_folder() -> Iterator[Path]:
-    """Yield a temporary folder, which is removed at the end of the block; what killed syncs have left goes in time."""
-    for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
-        with suppress(OSError):
-            if time.time() - folder.stat().st_mtime > _ABANDONED:
-                shutil.rmtree(folder, ignore_errors=True)
-    with tempfile.TemporaryDirectory(prefix=_PREFIX, ignore_cleanup_errors=True) as made:
-        yield Path(made)
 
 
 def send(logs: Sequence[Path], folder: Path, size: int = 0, held: Sequence[int] = ()) -> Sent:
