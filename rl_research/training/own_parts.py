@@ -35,12 +35,12 @@ class OwnCallbacks:
     @property
     def remark(self) -> str | None:
         """What a manifest says of callbacks that a resume starts anew."""
-        forgetful = [name for name, one in self._by_name.items() if not hasattr(one, "state")]
+        forgetful = [name for name, one in self._by_name.items() if not _continues(one)]
         return f"callbacks without state() start anew: {', '.join(forgetful)}" if forgetful else None
 
     def state(self) -> dict[str, bytes]:
         """Return each callback's own state, pickled; `ConfigError` for one that cannot be."""
-        return {name: _pickled(name, one) for name, one in self._by_name.items() if hasattr(one, "state")}
+        return {name: _pickled(name, one) for name, one in self._by_name.items() if _continues(one)}
 
     def restore(self, states: dict[str, bytes]) -> None:
         """Give each callback what it returned as its state, and the number of SB3's calls that it has had."""
@@ -73,6 +73,10 @@ class OwnSink:
         """Close the sink if it can be closed."""
         if hasattr(self._sink, "close"):
             self._sink.close()
+
+
+def _continues(callback: BaseCallback) -> bool:
+    return all(callable(getattr(callback, method, None)) for method in ("state", "restore"))
 
 
 def _in_folder(part: Any, run_dir: Path) -> Any:
