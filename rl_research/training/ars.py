@@ -26,8 +26,11 @@ class ARS(sb3_contrib.ARS):
         super()._setup_model()
         if weights is not None:
             self.weights = weights
-            if self.env is not None:
-                self.env.reset()  # else the first candidate would be played on the seeds of the run's beginning
+
+    def set_random_seed(self, seed: int | None = None) -> None:
+        """Seed a new model; one that was loaded goes on in environments that are where they were."""
+        if self.weights is None:
+            super().set_random_seed(seed)
 
     def _update_current_progress_remaining(self, num_timesteps: int, _: int) -> None:
         super()._update_current_progress_remaining(num_timesteps, self._total_timesteps)

@@ -70,6 +70,7 @@ def build_for_evaluation(config: Config, env: VecEnv) -> BaseAlgorithm:
         params["n_steps"] = 2
     elif issubclass(cls, OffPolicyAlgorithm):
         params.update(buffer_size=env.num_envs, replay_buffer_class=None, replay_buffer_kwargs=None)
+        params.pop("optimize_memory_usage", None)  # which asks for an argument of the buffer's
     section = config.algorithm.model_copy(update={"params": params})
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # SB3 comments on rollout sizes nobody uses here

@@ -84,6 +84,7 @@ class Snapshot:
         `at_first_rollout`.
         """
         if self.exact:
+            env.reset()  # uses up the seeds of a new run, else the next reset by the algorithm (ARS) would take them
             self._restore_environments(env)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # what it says was said when the run began
