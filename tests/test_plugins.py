@@ -198,6 +198,7 @@ _BAD: dict[str, tuple[dict[str, str], list[str], str]] = {
     ),
     "a path": ({"bad.py": ""}, ["plugins=[./own_lab/bad.py]"], "is a module and no path; write plugins=[own_lab.bad]"),
     "an absolute path": ({}, ["plugins=[/tmp/bad.py]"], "is a module and no path"),
+    "a number": ({}, ["plugins=[3]"], "is a module and no path; write plugins=[my_lab.extras]"),
     "no list": ({}, ["plugins=5"], "plugins=5: should be a list"),
     "no callback": (
         {"bad.py": f"{_REGISTER}@register.callback('c')\nclass C: ...\n"}, ["plugins=[bad]"],
@@ -255,6 +256,14 @@ def test_a_mistake_is_one_line(lab: Path, call: Call, case: str) -> None:
     (line,) = said.strip().splitlines()
     assert says in line
     assert not (lab / "runs").exists()
+
+
+def test_a_sink_must_be_callable(lab: Path, call: Call) -> None:
+    """What a sink's factory returns is checked before the first step, in one line."""
+    (lab / "bad.py").write_text(f"{_REGISTER}@register.sink('dumb')\ndef dumb(): return 3\n")
+    code, _, said = call("train", "runs_dir=runs", "wandb=disabled", "plugins=[bad]", "sinks=[dumb]")
+    assert code == 2
+    assert "sinks=dumb: it makes 3, which cannot be called with a row and its step." in said
 
 
 # ---------------------------------------------------------------- trust

@@ -87,7 +87,8 @@ def _installed() -> tuple[str, ...]:
 def _load(name: str) -> None:
     where = f"plugins=[{name}]"
     if not _MODULE.fullmatch(name):
-        remedy = ".".join(Path(name).with_suffix("").parts).strip("./") or "my_lab.extras"
+        path = ".".join(Path(name).with_suffix("").parts).strip("./")
+        remedy = path if _MODULE.fullmatch(path) else "my_lab.extras"
         raise ConfigError(f"{where}: a plugin is a module and no path; write plugins=[{remedy}].")
     before = _brought()
     try:

@@ -59,6 +59,8 @@ class OwnSink:
 
     def __init__(self, part: Any, run_dir: Path, rows_from: int, had: Set[int]):
         self._sink = made("sinks", register.sink, _in_folder(part, run_dir))
+        if not callable(self._sink):
+            raise ConfigError(f"sinks={part}: it makes {self._sink!r}, which cannot be called with a row and its step.")
         self._had = had
         if hasattr(self._sink, "rewind"):
             self._sink.rewind(rows_from)
