@@ -47,11 +47,14 @@ def killed_state(step: int, cause: str) -> State[object]:
     return Crashed(name=KILLED, message=f"step {step}: {cause}")
 
 
-def reschedule_if_preempted(flow: Flow[..., object], flow_run: FlowRun, state: State[object]) -> None:
+def reschedule_if_preempted(
+    flow: Flow[..., object], flow_run: FlowRun, state: State[object], first_delay: float = _DELAY
+) -> None:
     """Schedule the same flow run again if it ended as `Preempted`; a hook for `on_crashed`.
 
     Not for direct runs, which nobody would pick up, and runs that are being cancelled; nor for what has been
-    stopped five times at the same step. The delay is ten seconds, and doubles as long as the step stays.
+    stopped five times at the same step. The delay is *first_delay* seconds, and doubles as long as the step
+    stays.
 
     What a signal has ended before it could commit, and what a dying worker takes with it, is left to the
     watchdog: a worker reports such a crash once more after this hook, and would undo what it did.
@@ -63,11 +66,14 @@ def reschedule_if_preempted(flow: Flow[..., object], flow_run: FlowRun, state: S
     log = flow_run_logger(flow_run, flow)
     failure = f"did not answer scheduling it again (`prefect flow-run retry {flow_run.id}` will)"
     with best_effort(failure, log), short_client() as client:
-        schedule_again(client, flow_run.id, log)
+        schedule_again(client, flow_run.id, log, first_delay)
 
 
 def schedule_again(
-    client: SyncPrefectClient, flow_run_id: UUID, log: logging.Logger | LoggingAdapter = _log
+    client: SyncPrefectClient,
+    flow_run_id: UUID,
+    log: logging.Logger | LoggingAdapter = _log,
+    first_delay: float = _DELAY,
 ) -> State[object] | None:
     """Schedule a stopped flow run again, or give it up; return its state, None if it is being cancelled.
 
@@ -83,7 +89,7 @@ def schedule_again(
         remedy = f"When that is mended: prefect flow-run retry {flow_run_id}"
         state: State[object] = Failed(message=f"{reason} {remedy}")
     else:
-        delay = timedelta(seconds=_DELAY * 2 ** max(0, times - 1))
+        delay = timedelta(seconds=first_delay * 2 ** max(0, times - 1))
         if _has_started(history):
             _grant_another_start(client, flow_run_id)
         state = AwaitingRetry(
