@@ -9,8 +9,8 @@ from typing import Any
 
 from prefect import flow, task
 
-from rl_research.checkpoints import Checkpoint, Scores, find
-from rl_research.config import load_storage, refuse_secrets
+from rl_research.checkpoints import Checkpoint, Scores, find_in_storage
+from rl_research.config import refuse_secrets
 from rl_research.orchestration import RETRY_TRANSIENT
 from rl_research.training import evaluate_checkpoint
 
@@ -48,8 +48,7 @@ def described(found: Checkpoint, scores: Scores) -> dict[str, Any]:
 @task(task_run_name="find {reference}", **RETRY_TRANSIENT)
 def find_checkpoint(reference: str, overrides: Sequence[str], runs_dir: str) -> Checkpoint:
     """Return the checkpoint that *reference* names; transient failures are retried."""
-    storage = load_storage(overrides)
-    return find(reference, storage.options, runs_dir=runs_dir, url=storage.url)
+    return find_in_storage(reference, overrides, runs_dir)
 
 
 @task(task_run_name="score step {checkpoint.global_step}", **RETRY_TRANSIENT)

@@ -12,7 +12,13 @@ from .checkpoint import (
 )
 from .listing import Listed as Listed, list_folders as list_folders
 from .manifest import Manifest as Manifest, Scores as Scores
-from .references import find as find, is_url as is_url, places_of as places_of, storage_url_of as storage_url_of
+from .references import (
+    find as find,
+    find_in_storage as find_in_storage,
+    is_url as is_url,
+    places_of as places_of,
+    storage_url_of as storage_url_of,
+)
 from .retention import (
     Retention as Retention,
     needed_segments as needed_segments,

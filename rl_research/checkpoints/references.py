@@ -9,7 +9,7 @@ leads to the ``storage.url`` in its own ``config.yaml``.
 import logging
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from rl_research.checkpoints.checkpoint import (
     survey,
     warn_of_passed_over,
 )
-from rl_research.config import did_you_mean
+from rl_research.config import did_you_mean, load_storage
 from rl_research.errors import CheckpointDamaged, CheckpointMissing
 from rl_research.storage import Store, around_path, below
 from rl_research.system import expanded, without_password
@@ -61,6 +61,12 @@ def find(
                 _log.info("%s is %s", without_password(given), found.address)
             return found
     raise CheckpointMissing(search.nothing_there(given))
+
+
+def find_in_storage(reference: str, overrides: Iterable[str], runs_dir: str) -> Checkpoint:
+    """Return the checkpoint that *reference* names, here or in the storage of *overrides*."""
+    storage = load_storage(overrides)
+    return find(reference, storage.options, runs_dir=runs_dir, url=storage.url)
 
 
 def places_of(

@@ -76,11 +76,9 @@ def split_storage(words: Sequence[str]) -> tuple[list[str], list[str]]:
 
 def find_checkpoint(reference: str, overrides: Sequence[str], runs_dir: str) -> Checkpoint:
     """Return the checkpoint that *reference* names, here or in the storage of *overrides*."""
-    from rl_research.checkpoints import find
-    from rl_research.config import load_storage
+    from rl_research.checkpoints import find_in_storage  # with the store's clients, which help need not wait for
 
-    storage = load_storage(overrides)
-    return find(reference, storage.options, runs_dir=runs_dir, url=storage.url)
+    return find_in_storage(reference, overrides, runs_dir)
 
 
 def prepare_prefect() -> None:

@@ -9,16 +9,8 @@ from uuid import uuid4
 
 import numpy as np
 
-from rl_research.checkpoints import Checkpoint, Scores, find
-from rl_research.config import (
-    Config,
-    Experiment,
-    check_algorithm,
-    compose_experiment,
-    load_storage,
-    overrides_of,
-    takes_masks,
-)
+from rl_research.checkpoints import Checkpoint, Scores, find_in_storage
+from rl_research.config import Config, Experiment, check_algorithm, compose_experiment, overrides_of, takes_masks
 from rl_research.errors import ConfigError
 from rl_research.runs import RunRecord
 from rl_research.training import evaluation
@@ -76,7 +68,7 @@ def evaluate(
     latest one that is meant. *overrides* are ``storage.url=URL`` and ``storage.options.KEY=VALUE``. Nothing of the
     checkpoint is unpickled; modules that it names are imported only with *trust_plugins*.
     """
-    found = find_checkpoint(reference, overrides, runs_dir)
+    found = find_in_storage(reference, overrides, runs_dir)
     return evaluation.evaluate_checkpoint(found, episodes=episodes, trust_env=trust_plugins)
 
 
@@ -132,10 +124,4 @@ def load_policy(
     reference: str, *, overrides: Iterable[str] = (), runs_dir: str = "runs", trust_plugins: bool = False
 ) -> Policy:
     """Return the policy of the checkpoint *reference*; the arguments are those of `evaluate`."""
-    return Policy(find_checkpoint(reference, overrides, runs_dir), trust_plugins)
-
-
-def find_checkpoint(reference: str, overrides: Iterable[str], runs_dir: str) -> Checkpoint:
-    """Return the checkpoint that *reference* names, here or in the storage of *overrides*."""
-    storage = load_storage(overrides)
-    return find(reference, storage.options, runs_dir=runs_dir, url=storage.url)
+    return Policy(find_in_storage(reference, overrides, runs_dir), trust_plugins)
