@@ -50,6 +50,8 @@ _POLICIES = {
     ),
 }
 
+_EXTRA = "onnx and onnxruntime come with the extra onnx, which `make install` brings"
+
 
 def _trained(runs_dir: Path, *overrides: str) -> str:
     words = tiny(runs_dir, "mine", "wandb=disabled", "evaluation.final_episodes=3", *overrides)
@@ -63,7 +65,9 @@ def pendulum(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def _run_onnx(path: Path, inputs: dict[str, Any]) -> Any:
-    session = pytest.importorskip("onnxruntime").InferenceSession(path, providers=["CPUExecutionProvider"])
+    session = pytest.importorskip("onnxruntime", reason=_EXTRA).InferenceSession(
+        path, providers=["CPUExecutionProvider"]
+    )
     assert [one.name for one in session.get_inputs()] == list(inputs)
     return session.run(None, inputs)[0]
 
@@ -82,7 +86,7 @@ def test_100_observations_round_trip(what: str, tmp_path: Path, call: Call) -> N
     inputs = seen if isinstance(seen, dict) else {"observation": seen}
     for to, act in {"torchscript": _run_torchscript, "onnx": _run_onnx}.items():
         if to == "onnx":
-            pytest.importorskip("onnx")
+            pytest.importorskip("onnx", reason=_EXTRA)
         code, out, err = call("export", run, "--to", to, "--output", str(tmp_path / to), "--trust-plugins", "--json")
         assert code == 0, err
         written = json.loads(out)
@@ -98,7 +102,7 @@ def test_100_observations_round_trip(what: str, tmp_path: Path, call: Call) -> N
 
 def test_the_opset_is_what_is_stated(pendulum: str, tmp_path: Path, call: Call) -> None:
     """The file says the same opset as the answer."""
-    onnx = pytest.importorskip("onnx")
+    onnx = pytest.importorskip("onnx", reason=_EXTRA)
     assert call("export", pendulum, "--to", "onnx", "--output", str(tmp_path / "out"))[0] == 0
     assert [one.version for one in onnx.load(tmp_path / "out" / "policy.onnx").opset_import] == [OPSET]
 

@@ -159,6 +159,8 @@ def test_no_argument_gets_anything_but_a_line(argument: str, tmp_path: Path, mon
     for value in ODD.values():
         given = {"config": {"wandb": {"mode": "disabled"}}, "run_dir": tmp_path / "run", **ARGUMENTS[argument](value)}
         _taken(lambda given=given: ExperimentLogger(**given).finish(), lines=10)  # type: ignore[misc]
+    usual = {"config": {"wandb": {"mode": "disabled"}}, "run_dir": tmp_path / "next"}
+    assert _taken(lambda: ExperimentLogger(**usual).finish()), "the next logger opens"
 
 
 def test_a_logger_opens_with_a_configuration_in_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
